@@ -1,0 +1,53 @@
+// Chooses an instruction set once, and sends every kernel to its copy for that set.
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "detail/sets.h"
+#include "xmodal/cpu.h"
+
+namespace xmodal::cpu {
+
+namespace {
+
+enum class Set { baseline, avx2, avx512 };
+
+Set choose() {
+  Set best = Set::baseline;
+#if defined(XMODAL_HAS_AVX512)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) best = Set::avx2;
+  if (best == Set::avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd"))
+    best = Set::avx512;
+#endif
+  if (const char* wish = std::getenv("XMODAL_CPU_SET")) {
+    if (!std::strcmp(wish, "baseline")) best = Set::baseline;
+    if (!std::strcmp(wish, "avx2") && best == Set::avx512) best = Set::avx2;
+  }
+  return best;
+}
+
+Set current() {
+  static const Set set = choose();
+  return set;
+}
+
+}  // namespace
+
+const char* instruction_set() {
+  constexpr const char* names[] = {"baseline", "avx2", "avx512"};
+  return names[static_cast<int>(current())];
+}
+
+void parallel(int parts, const std::function<void(int, int)>& body) {
+  if (parts <= 1) return body(0, 1);
+  std::vector<std::thread> threads;
+  threads.reserve(parts - 1);
+  for (int part = 0; part + 1 < parts; ++part) threads.emplace_back([&body, part, parts] { body(part, parts); });
+  body(parts - 1, parts);
+  for (auto& thread : threads) thread.join();
+}
+
+}  // namespace xmodal::cpu

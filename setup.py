@@ -1,0 +1,50 @@
+"""Finds a CUDA compiler for CMake; everything static about the package is in pyproject.toml.
+
+The compiler is the machine's own (CUDACXX, PATH, CUDA_HOME, /usr/local/cuda); where there is none but an
+NVIDIA driver is, NVIDIA's from PyPI, demanded for the build alone; otherwise the CPU module is built.
+XMODAL_CUDA=ON insists on the kernels, XMODAL_CUDA=OFF leaves them out.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+SWITCH = os.environ.get("XMODAL_CUDA", "AUTO").upper()
+FORCED = SWITCH in {"ON", "1", "TRUE"}
+WANTED = SWITCH not in {"OFF", "0", "FALSE"}
+TOOLKITS = os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"
+
+
+def has_driver() -> bool:
+    # WSL has no /proc entry, only the device node's twin.
+    return Path("/proc/driver/nvidia").exists() or Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()
+
+
+def own_nvcc() -> str | None:
+    path = os.pathsep.join([os.environ.get("PATH", ""), *(f"{root}/bin" for root in TOOLKITS if root)])
+    return os.environ.get("CUDACXX") or shutil.which("nvcc", path=path)
+
+
+def pypi_nvcc() -> Path | None:
+    places = (Path(entry, "nvidia/cu13/bin/nvcc") for entry in sys.path)
+    return next((place for place in places if place.is_file()), None)
+
+
+def cmake_args() -> list[str]:
+    if WANTED and (nvcc := own_nvcc()):
+        return ["-DXMODAL_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+    if WANTED and (place := pypi_nvcc()):  # its libraries are in lib, where nvcc itself looks in lib64
+        return ["-DXMODAL_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={place}", f"-DCMAKE_CUDA_FLAGS=-L{place.parents[1]}/lib"]
+    if FORCED:
+        return ["-DXMODAL_CUDA=ON"]  # CMake says what is missing
+    return ["-DXMODAL_CUDA=OFF"]
+
+
+NEEDS_PYPI_NVCC = WANTED and not own_nvcc() and (FORCED or has_driver())
+setup(
+    cmake_args=cmake_args(),
+    setup_requires=["cuda-toolkit[nvcc,cudart,cccl]==13.0.*"] if NEEDS_PYPI_NVCC else [],
+)

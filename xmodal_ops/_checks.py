@@ -1,0 +1,63 @@
+"""Argument checks of the public functions: one line that names the argument, what came and what is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def matrix(name: str, x: Tensor, min_rows: int = 2) -> None:
+    """Refuses what is not a floating (m, d) matrix with m >= min_rows and d >= 1."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.ndim != 2:
+        raise ValueError(f"{name} must have shape (m, d), got {tuple(x.shape)}")
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {str(x.dtype)[6:]}")
+    if x.shape[0] < min_rows:
+        raise ValueError(f"{name} must have at least {min_rows} rows, got {x.shape[0]}")
+    if x.shape[1] < 1:
+        raise ValueError(f"{name} must have at least one column, got shape {tuple(x.shape)}")
+
+
+def same_kind(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    """Refuses a tensor on another device or of another dtype than its partner."""
+    if x.device != other.device:
+        raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {x.device}")
+    if x.dtype != other.dtype:
+        raise TypeError(f"{name} must have the dtype of {other_name}, {str(other.dtype)[6:]}, got {str(x.dtype)[6:]}")
+
+
+def pair(x: Tensor, y: Tensor, min_rows: int = 2, names: tuple[str, str] = ("x", "y")) -> None:
+    """Refuses two views that are not matrices of one kind with the same number of rows."""
+    matrix(names[0], x, min_rows)
+    matrix(names[1], y, min_rows)
+    same_kind(names[1], y, names[0], x)
+    if x.shape[0] != y.shape[0]:
+        raise ValueError(f"{names[1]} must have as many rows as {names[0]}, {x.shape[0]}, got {y.shape[0]}")
+
+
+def ridges(ridge: float | Sequence[float]) -> tuple[float, float]:
+    """The ridge of either view, from a scalar or a pair."""
+    values = tuple(ridge) if isinstance(ridge, Sequence) else (ridge, ridge)
+    if len(values) != 2:
+        raise ValueError(f"ridge must be a number or a pair (rx, ry), got {len(values)} numbers")
+    rx, ry = float(values[0]), float(values[1])
+    if not (rx >= 0 and ry >= 0):
+        raise ValueError(f"ridge must be >= 0, got {ridge!r}")
+    return rx, ry
+
+
+def leading(top_k: int | None, dx: int, dy: int) -> int:
+    """The number of canonical pairs that count, min(dx, dy) unless told otherwise."""
+    if top_k is None:
+        return min(dx, dy)
+    if isinstance(top_k, bool) or not isinstance(top_k, int):
+        raise TypeError(f"top_k must be an int or None, got {type(top_k).__name__}")
+    if not 1 <= top_k <= min(dx, dy):
+        raise ValueError(f"top_k must lie in 1..{min(dx, dy)} (the smaller view's dimension), got {top_k}")
+    return top_k

@@ -1,0 +1,1 @@
+"""One file per op: schema, fake, CPU and CUDA implementation, autograd, public function."""

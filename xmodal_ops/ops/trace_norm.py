@@ -1,0 +1,54 @@
+"""The trace norm loss of deep CCA: schema, implementations, autograd and the public function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .. import _checks
+from ..reference import trace_norm as reference
+from ._library import define, full_precision
+
+
+def _fake(x: Tensor, y: Tensor, rx: float, ry: float, top_k: int, need_x: bool, need_y: bool) -> tuple[Tensor, ...]:
+    value = x.new_empty((), dtype=torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype)
+    return value, torch.empty_like(x) if need_x else x.new_empty(0), torch.empty_like(y) if need_y else y.new_empty(0)
+
+
+define(
+    "trace_norm(Tensor x, Tensor y, float rx, float ry, int top_k, bool need_x, bool need_y) -> (Tensor, Tensor, Tensor)",
+    reference.trace_norm,
+    _fake,
+)
+
+
+class _TraceNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, rx: float, ry: float, top_k: int) -> Tensor:
+        need_x, need_y = ctx.needs_input_grad[:2]
+        value, gx, gy = torch.ops.xmodal.trace_norm(x, y, rx, ry, top_k, need_x, need_y)
+        ctx.save_for_backward(gx, gy)
+        return -value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gx, gy = ctx.saved_tensors
+        need_x, need_y = ctx.needs_input_grad[:2]
+        return gx * -grad if need_x else None, gy * -grad if need_y else None, None, None, None
+
+
+def trace_norm_loss(
+    x: Tensor, y: Tensor, *, ridge: float | Sequence[float] = 1e-3, top_k: int | None = None
+) -> Tensor:
+    """Minus the total correlation of two views."""
+    _checks.pair(x, y)
+    rx, ry = _checks.ridges(ridge)
+    k = _checks.leading(top_k, x.shape[1], y.shape[1])
+    with full_precision(x.device):
+        loss: Tensor = _TraceNorm.apply(x, y, rx, ry, k)
+        return loss
