@@ -20,7 +20,8 @@ def _fake(x: Tensor, y: Tensor, rx: float, ry: float, top_k: int, need_x: bool, 
 
 
 define(
-    "trace_norm(Tensor x, Tensor y, float rx, float ry, int top_k, bool need_x, bool need_y) -> (Tensor, Tensor, Tensor)",
+    "trace_norm(Tensor x, Tensor y, float rx, float ry, int top_k, bool need_x, bool need_y)"
+    " -> (Tensor, Tensor, Tensor)",
     reference.trace_norm,
     _fake,
 )
@@ -42,9 +43,7 @@ class _TraceNorm(torch.autograd.Function):
         return gx * -grad if need_x else None, gy * -grad if need_y else None, None, None, None
 
 
-def trace_norm_loss(
-    x: Tensor, y: Tensor, *, ridge: float | Sequence[float] = 1e-3, top_k: int | None = None
-) -> Tensor:
+def trace_norm_loss(x: Tensor, y: Tensor, *, ridge: float | Sequence[float] = 1e-3, top_k: int | None = None) -> Tensor:
     """Minus the total correlation of two views: the objective of deep CCA, to be minimised.
 
     Args:

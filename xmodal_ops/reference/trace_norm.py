@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .covariance import Covariance, accumulation_type, center, covariance, gram, ridged
+from .covariance import Covariance, accumulation_type, center, gram, ridged
 
 _solve = torch.linalg.solve_triangular
 
