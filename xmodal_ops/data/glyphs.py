@@ -60,12 +60,12 @@ BLOCKS = (
 )
 
 # Words of a name that are attributes by themselves; "WITH ACUTE" and its like are read off the names.
-ATTRIBUTES = frozenset(
+ATTRIBUTES = (
     "CAPITAL SMALL DIGIT COMBINING MODIFIER BOLD ITALIC SANS-SERIF SCRIPT FRAKTUR DOUBLE-STRUCK MONOSPACE "
     "DOUBLE TRIPLE BLACK WHITE HEAVY LIGHT CIRCLED SQUARED TURNED REVERSED INVERTED LONG "
     "VERTICAL HORIZONTAL LEFTWARDS RIGHTWARDS UPWARDS DOWNWARDS ISOLATED INITIAL MEDIAL FINAL "
     "LEFT RIGHT UP DOWN UPPER LOWER ABOVE BELOW HALF OPEN NOT TONE LIGATURE "
-    "ARROW HARPOON TRIANGLE CIRCLE SQUARE BRACKET EQUAL".split()  # noqa: SIM905
+    "ARROW HARPOON TRIANGLE CIRCLE SQUARE BRACKET EQUAL"
 )
 
 _RARE = 20  # a class of fewer characters joins OTHER, an attribute of fewer is left out
@@ -86,8 +86,8 @@ def load(
     Characters are split, never faces: 1,000 characters are held out for testing and 1,000 for validation (a
     fifth each of those that the first face draws, where it draws fewer than 5,000), one picture each, in the
     first face. All pictures of all other characters, in every face, are the training set. No picture occurs
-    twice: of characters drawn alike, such as LATIN, GREEK and CYRILLIC CAPITAL LETTER A, the one of the lowest
-    code point has the picture. Blank and .notdef glyphs are left out.
+    twice: of characters drawn alike, such as LATIN, GREEK and CYRILLIC CAPITAL LETTER A, the lowest code point
+    has the picture. Blank and .notdef glyphs are left out.
 
     size         pixels of the square pictures: image is (n, 1, size, size) float32 in 0..1, ink is 1
     seed         draws the split
@@ -132,7 +132,7 @@ def load(
         pairs("test"),
         name="glyphs",
         classes=classes,
-        description=f"{len(pictures)} pictures, {size}x{size}, of {len(characters)} characters in {len(paths)} faces",
+        description=f"{len(pictures)} pictures of {len(characters)} characters in {len(paths)} faces, {size} px",
     )
 
 
@@ -157,8 +157,8 @@ def _face(size: int, path: Path) -> dict[int, bytes]:
     """The pictures of a font's named characters, without blank and .notdef ones.
 
     Ink is centred across; up and down it keeps its place on the line, which tells a comma from an apostrophe.
-    What is larger than the picture is scaled down. Drawn at four times the size, then averaged, so that hinting
-    does not distort it.
+    What is larger than the picture is scaled down. Drawn at four times the size, then averaged, so that
+    hinting does not distort it.
     """
     from matplotlib.ft2font import FT2Font
     from PIL import Image, ImageDraw, ImageFont
@@ -222,12 +222,11 @@ def _scripts(points: list[int], names: list[str]) -> tuple[list[str], Array]:
 
 def _attributes(names: list[str]) -> tuple[list[str], Array]:
     """Any number of attributes per character, bool (n, C): words of ATTRIBUTES, and what follows WITH."""
+    words = set(ATTRIBUTES.split())
     found = []
     for name in names:
         base, _, additions = name.partition(" WITH ")
-        found.append(
-            ATTRIBUTES.intersection(base.split()) | {f"WITH {a}" for a in additions.split(" AND ") if a}
-        )
+        found.append(words.intersection(base.split()) | {f"WITH {a}" for a in additions.split(" AND ") if a})
     count = Counter(attribute for attributes in found for attribute in attributes)
     classes = sorted(attribute for attribute in count if count[attribute] >= _RARE)
     labels = np.array([[attribute in attributes for attribute in classes] for attributes in found], np.bool_)
