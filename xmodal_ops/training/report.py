@@ -1,0 +1,139 @@
+"""What a run shows: a table of figures, a loss curve, and a picture of what is retrieved."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..data import PairSet
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.table import Table
+
+COLUMNS = {
+    "map_all": "mAP",
+    "recall@1": "R@1",
+    "recall@5": "R@5",
+    "recall@10": "R@10",
+    "median_rank": "median rank",
+}
+DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image", "mean": "mean"}
+NAMES = {"linear_cca": "linear CCA", "dcca": "DCCA"}
+
+RIGHT, WRONG = "#1a7f37", "#8c959f"
+
+
+def rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """The figures of some models, and of chance, as rows of text: model, direction, then :data:`COLUMNS`."""
+
+    def cells(figures: Mapping[str, float]) -> list[str]:
+        return [f"{figures[name]:.1f}" if name == "median_rank" else f"{figures[name]:.3f}" for name in COLUMNS]
+
+    table = [
+        [NAMES.get(model, model) if direction == "image_to_text" else "", title, *cells(result[direction])]
+        for model, result in results.items()
+        for direction, title in DIRECTIONS.items()
+    ]
+    chance = next(iter(results.values()))["chance"]
+    return [*table, ["chance", "", *cells(chance)]]
+
+
+def table(results: Mapping[str, Mapping[str, Any]], title: str = "") -> Table:
+    """The comparison of some models for a terminal."""
+    from rich.table import Table
+
+    out = Table(title=title or None, title_justify="left")
+    for name in ("model", "direction"):
+        out.add_column(name, no_wrap=True)
+    for name in COLUMNS.values():
+        out.add_column(name, justify="right", no_wrap=True)
+    for row in rows(results):
+        last = row[1] in (DIRECTIONS["mean"], "")
+        out.add_row(*row, end_section=last, style="bold" if row[1] == DIRECTIONS["mean"] else "")
+    return out
+
+
+def markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The comparison of some models as a Markdown table."""
+    head = ["model", "direction", *COLUMNS.values()]
+    lines = [head, ["---", "---", *["---:"] * len(COLUMNS)], *rows(results)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def loss_curve(history: Sequence[Mapping[str, float]], monitor: str, path: Path) -> None:
+    """Draws the total correlation of the training batches and the validation figure against the epochs."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in history]
+    left.plot(epochs, [row["loss"] for row in history], marker=".")
+    left.set(title="training loss (minus the total correlation)", xlabel="epoch")
+    right.plot(epochs, [row[f"validation {monitor}"] for row in history], marker=".", color=RIGHT)
+    right.set(title=f"validation {monitor}, mean of both directions", xlabel="epoch")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.savefig(path, dpi=120)
+
+
+def retrieval_picture(
+    image: Tensor, text: Tensor, pairs: PairSet, path: Path, *, classes: Sequence[str] | None = None,
+    queries: int = 7, nearest: int = 5, seed: int = 0,
+) -> None:  # fmt: skip
+    """Draws the items nearest to some randomly chosen texts, and to some images, by the cosine of their embeddings.
+
+    A query's own pair is marked, and so are items that share a label with it. Pairs of bare features show by name.
+    """
+    from matplotlib.figure import Figure
+
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))
+    chosen = order[:queries].tolist()
+    image, text = normalize(image.cpu().double(), dim=1), normalize(text.cpu().double(), dim=1)
+    nearest = min(nearest, len(pairs))
+    drawn = pairs.image.ndim == 4
+    figure = Figure(figsize=(3.2 + 2.1 * nearest, (1.1 if drawn else 0.8) * 2 * len(chosen) + 0.8), layout="constrained")
+    halves = figure.subfigures(2, 1)
+    for half, title, a, b, query_drawn, hits_drawn in (
+        (halves[0], "text → image", text, image, False, drawn),
+        (halves[1], "image → text", image, text, drawn, False),
+    ):
+        half.suptitle(f"{title}: the {nearest} nearest of {len(pairs)}", fontsize=11, fontweight="bold")
+        grid = half.subplots(len(chosen), nearest + 1, squeeze=False, width_ratios=[1.4] + [1] * nearest)
+        hits = (a[chosen] @ b.T).topk(nearest, dim=1).indices.tolist()
+        for axes, query, found in zip(grid, chosen, hits):
+            _cell(axes[0], pairs, query, query_drawn, classes, "black")
+            for place, item in zip(axes[1:], found):
+                _cell(place, pairs, item, hits_drawn, classes, RIGHT if item == query else WRONG, item == query)
+    figure.savefig(path, dpi=100)
+
+
+def _cell(
+    axes: Axes, pairs: PairSet, item: int, drawn: bool, classes: Sequence[str] | None, color: str, right: bool = False
+) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(color=color, linewidth=3 if right else 0.5)
+    if drawn:
+        picture = pairs.image[item]
+        if picture.shape[0] == 3:
+            axes.imshow(picture.permute(1, 2, 0).numpy())
+        else:
+            axes.imshow(picture[0].numpy(), cmap="gray_r", interpolation="nearest")
+    else:
+        words = textwrap.fill(_name(pairs, item, classes), 22, max_lines=4)
+        axes.text(0.5, 0.5, words, ha="center", va="center", fontsize=7, color="black" if not right else RIGHT)
+
+
+def _name(pairs: PairSet, item: int, classes: Sequence[str] | None) -> str:
+    name = pairs.names[item] if pairs.names is not None else f"row {item}"
+    if pairs.names is None and pairs.labels is not None and pairs.labels.ndim == 1 and classes is not None:
+        name += f" ({classes[int(pairs.labels[item])]})"
+    return name
