@@ -20,7 +20,7 @@ def agree(describe: Callable[[], Header], group: dist.ProcessGroup | None) -> li
     error: Exception | None = None
     try:
         header = describe()
-    except (TypeError, ValueError) as caught:
+    except Exception as caught:
         header, error = {"error": str(caught)}, caught
     headers: list[Header] = [{} for _ in range(size(group))]
     with answering():

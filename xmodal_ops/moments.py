@@ -112,7 +112,6 @@ class MomentAccumulator:
         self.mean_y.add_(dy, alpha=share)
         self.count += count
 
-    @torch.no_grad()
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
         """Adds up the moments of all processes of the group, in place on each; O(dx² + dy²) communication.
 
@@ -120,7 +119,12 @@ class MomentAccumulator:
         Raises ValueError on every rank where one has seen no rows or where columns or dtypes differ; RuntimeError
         where a process does not answer within the group's timeout.
         """
-        _collective.agree(self._header, group)
+        _collective.agree(self.header, group)
+        self.reduce(group)
+
+    @torch.no_grad()
+    def reduce(self, group: dist.ProcessGroup | None) -> None:
+        """`all_reduce` for accumulators that are known to fit."""
         own = torch.cat([self.mean_x.new_tensor([self.count]), self.mean_x, self.mean_y])
         gathered = [torch.empty_like(own) for _ in range(_collective.size(group))]
         with _collective.answering():
@@ -141,7 +145,8 @@ class MomentAccumulator:
         self.mean_x, self.mean_y = mean.split([len(self.mean_x), len(self.mean_y)])
         self.count = int(counts.sum())
 
-    def _header(self) -> dict[str, Any]:
+    def header(self) -> dict[str, Any]:
+        """What the accumulators of all processes must have in common."""
         if not self.count:
             raise ValueError("moments must hold at least one row, got none: call update first")
         dx, dy = self.xy.shape
