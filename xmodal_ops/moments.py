@@ -20,8 +20,8 @@ _ROWS = 16384
 class MomentAccumulator:
     """Count, means and centred second moments of pairs of rows, in one pass and O(d²) memory.
 
-    Every block of rows is centred by its own mean before anything is squared, in the precision of the input, and
-    enters fp64 totals by the update of Chan, Golub & LeVeque (Am. Statistician 37, 1983):
+    Every block of rows is shifted by the mean so far and centred by its own before anything is squared, in the
+    precision of the input, and enters fp64 totals by the update of Chan, Golub & LeVeque (Am. Statistician 37, 1983):
 
         S ← S + S' + (n n' / (n + n')) δ δᵀ,    mean ← mean + n' / (n + n') δ,    δ = mean' − mean
 
@@ -71,14 +71,19 @@ class MomentAccumulator:
         self.input_dtype = x.dtype
         wide = self.dtype or accumulation_type(x.dtype)
         for a, b in zip(x.split(_ROWS), y.split(_ROWS)):
-            a, b = a.to(wide), b.to(wide)
-            rows = len(a)
-            if rows == 1:
-                self._merge(1, a[0].double(), b[0].double(), None)
-                continue
-            s = covariance(a, b)
-            assert s.xy is not None and s.yy is not None and s.mean_y is not None
-            self._merge(rows, s.mean_x.double(), s.mean_y.double(), (s.xx, s.xy, s.yy), rows - 1)
+            self._add(a.to(wide), b.to(wide))
+
+    def _add(self, x: Tensor, y: Tensor) -> None:
+        # Without the shift, the block's own mean would be rounded in units of a large mean.
+        shift_x, shift_y = (self.mean_x.to(x), self.mean_y.to(y)) if self.count else (x.mean(0), y.mean(0))
+        x, y = x - shift_x, y - shift_y
+        if len(x) == 1:
+            self._merge(1, shift_x.double() + x[0], shift_y.double() + y[0], None)
+            return
+        s = covariance(x, y)
+        assert s.xy is not None and s.yy is not None and s.mean_y is not None
+        mean_x, mean_y = shift_x.double() + s.mean_x, shift_y.double() + s.mean_y
+        self._merge(len(x), mean_x, mean_y, (s.xx, s.xy, s.yy), len(x) - 1)
 
     @torch.no_grad()
     def merge(self, other: MomentAccumulator) -> None:
