@@ -6,8 +6,14 @@
 
 #include "detail/sets.h"
 #include "xmodal/cpu.h"
+#include "xmodal/triplets.h"
 
 namespace xmodal::cpu {
+
+XMODAL_DECLARE_FOR_SETS(std::size_t, workspace_size, const Pairs&, bool)
+XMODAL_DECLARE_FOR_SETS(void, mine_triplets, const Pairs&, const Mining&)
+XMODAL_DECLARE_FOR_SETS(void, structure_preserving, const Pairs&, const StructurePreserving&, const Sums&)
+XMODAL_DECLARE_FOR_SETS(void, triplet_margin, const Pairs&, const TripletMargin&, const Sums&)
 
 namespace {
 
@@ -48,6 +54,25 @@ void parallel(int parts, const std::function<void(int, int)>& body) {
   for (int part = 0; part + 1 < parts; ++part) threads.emplace_back([&body, part, parts] { body(part, parts); });
   body(parts - 1, parts);
   for (auto& thread : threads) thread.join();
+}
+
+#if defined(XMODAL_HAS_AVX512)
+#define XMODAL_CHOSEN(name) \
+  (current() == Set::avx512 ? avx512::name : current() == Set::avx2 ? avx2::name : baseline::name)
+#else
+#define XMODAL_CHOSEN(name) baseline::name
+#endif
+
+std::size_t workspace_size(const Pairs& pairs, bool weights) { return XMODAL_CHOSEN(workspace_size)(pairs, weights); }
+
+void mine_triplets(const Pairs& pairs, const Mining& mining) { XMODAL_CHOSEN(mine_triplets)(pairs, mining); }
+
+void structure_preserving(const Pairs& pairs, const StructurePreserving& loss, const Sums& sums) {
+  XMODAL_CHOSEN(structure_preserving)(pairs, loss, sums);
+}
+
+void triplet_margin(const Pairs& pairs, const TripletMargin& loss, const Sums& sums) {
+  XMODAL_CHOSEN(triplet_margin)(pairs, loss, sums);
 }
 
 }  // namespace xmodal::cpu
