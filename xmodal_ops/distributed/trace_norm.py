@@ -1,14 +1,4 @@
-"""Losses over the batch of the whole job: every process holds some of its rows, all get the same loss.
-
-Each function takes this process's rows and returns the loss of the rows of all processes, equal on every rank. The
-gradient is that of this process's rows, times the number of processes, because DistributedDataParallel averages: so
-the parameters get what one process with the concatenated batch would give them. Processes may hold different numbers
-of rows, at least one each.
-
-All processes of the group must call the same function at the same time. They first exchange a small header, so that
-arguments that do not fit, on whichever rank, are a ValueError or TypeError on every rank. Where a process dies, the
-others get a RuntimeError, with gloo at once, otherwise after the timeout of the group.
-"""
+"""The trace norm loss of the rows of all processes."""
 
 from __future__ import annotations
 
@@ -20,10 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import _collective, nn
-from ._streamed import GlobalTraceNorm
-
-__all__ = ["TraceNormLoss", "trace_norm_loss"]
+from .. import _collective, nn
+from .._streamed import GlobalTraceNorm
 
 
 class _GlobalTraceNorm(torch.autograd.Function):
