@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing():
     moments = accumulate(x, y, 100)
     before = moments.xy.clone()
     other = accumulate(x[:, :5], y, 100)
-    with pytest.raises(ValueError, match="x and y must have 7 and 4 columns like the chunks before, got 6 and 4"):
+    with pytest.raises(ValueError, match="x and y must have 7 and 4 columns as before, got 6 and 4"):
         moments.update(x[:, :6], y)
     with pytest.raises(TypeError, match="x must be float32 like the chunks before, got float64"):
         moments.update(x.double(), y.double())
@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing():
         moments.update(x[:0], y[:0])
     with pytest.raises(ValueError, match="y must have as many rows as x, 100, got 99"):
         moments.update(x, y[1:])
-    with pytest.raises(ValueError, match="other must have 7 and 4 columns like the chunks before, got 5 and 4"):
+    with pytest.raises(ValueError, match="other must have 7 and 4 columns as before, got 5 and 4"):
         moments.merge(other)
     with pytest.raises(ValueError, match="state must have 7 and 4 columns"):
         moments.load_state_dict(other.state_dict())

@@ -198,9 +198,7 @@ class MomentAccumulator:
     def _refuse_other_columns(self, name: str, got: tuple[int, ...]) -> None:
         want = tuple(self.xy.shape)
         if got != want:
-            raise ValueError(
-                f"{name} must have {want[0]} and {want[1]} columns like the chunks before, got {got[0]} and {got[1]}"
-            )
+            raise ValueError(f"{name} must have {want[0]} and {want[1]} columns as before, got {got[0]} and {got[1]}")
 
 
 def _name(dtype: torch.dtype | None) -> str:

@@ -10,7 +10,8 @@ arguments that do not fit, on whichever rank, are a ValueError or TypeError on e
 others get a RuntimeError, with gloo at once, otherwise after the timeout of the group.
 """
 
+from .._collective import answering
 from .trace_norm import TraceNormLoss, trace_norm_loss
 from .triplets import structure_preserving_loss, triplet_margin_loss
 
-__all__ = ["TraceNormLoss", "structure_preserving_loss", "trace_norm_loss", "triplet_margin_loss"]
+__all__ = ["TraceNormLoss", "answering", "structure_preserving_loss", "trace_norm_loss", "triplet_margin_loss"]
