@@ -61,3 +61,10 @@ def leading(top_k: int | None, dx: int, dy: int) -> int:
     if not 1 <= top_k <= min(dx, dy):
         raise ValueError(f"top_k must lie in 1..{min(dx, dy)} (the smaller view's dimension), got {top_k}")
     return top_k
+
+
+def nonfinite_row(x: Tensor) -> int | None:
+    """The first row that holds NaN or infinity, if any. Reads the device."""
+    if x.isfinite().all():
+        return None
+    return int(x.flatten(1).isfinite().all(1).logical_not().nonzero()[0])
