@@ -79,5 +79,7 @@ def max_violation_loss(
     active = sum((term.detach() > 0).sum() for term in terms)
     number = sum(found.valid.sum() for found in mined)
     assert isinstance(active, Tensor) and isinstance(number, Tensor)
-    means = (torch.cat([getattr(found, name) for found in mined]).sum() / number.clamp(min=1) for name in ("d_ap", "d_an"))
+    means = (
+        torch.cat([getattr(found, name) for found in mined]).sum() / number.clamp(min=1) for name in ("d_ap", "d_an")
+    )
     return loss, TripletStats(active, number, mined[0].valid.sum(), *means)

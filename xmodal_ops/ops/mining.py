@@ -172,7 +172,7 @@ def mine_triplets(
     beyond = semihard == "hardest_positive"
     with full_precision(anchor.device):
         positive_idx, negative_idx, d_ap, d_an, n_pos, n_neg = torch.ops.xmodal.mine_triplets(
-            anchor, others, labels, ref_labels, positive, negative, beyond, bound, state, exclude
+            anchor.detach(), others.detach(), labels, ref_labels, positive, negative, beyond, bound, state, exclude
         )
         d_ap = _PairDistance.apply(anchor, others, positive_idx, d_ap)
         d_an = _PairDistance.apply(anchor, others, negative_idx, d_an)
