@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, TypedDict
 
 import torch
@@ -46,7 +47,7 @@ class SmallCNN(Branch):
             raise ValueError(f"side must be a positive multiple of 16, got {side}")
         widths = [in_channels, width, 2 * width, 4 * width, 8 * width]
         layers: list[nn.Module] = []
-        for a, b in zip(widths, widths[1:]):
+        for a, b in pairwise(widths):
             layers += [nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(inplace=True)]
             layers += [nn.MaxPool2d(2)]
         self.features = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -105,7 +106,7 @@ class TextBranch(Branch):
     ) -> None:
         super().__init__(in_features=in_features, out_features=out_features, hidden=list(hidden), dropout=dropout)
         widths = [in_features, *hidden]
-        triples = [(nn.Linear(a, b), nn.ReLU(), nn.Dropout(dropout)) for a, b in zip(widths, widths[1:])]
+        triples = [(nn.Linear(a, b), nn.ReLU(), nn.Dropout(dropout)) for a, b in pairwise(widths)]
         self.layers = nn.Sequential(*(layer for t in triples for layer in t), nn.Linear(widths[-1], out_features))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -128,15 +128,13 @@ class DCCA(nn.Module):
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes the model to a file, with the specs of supplied branches."""
-        torch.save(self.to_dict(), path)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
+        saved = {
             "image_branch": getattr(self.image_branch, "spec", None),
             "text_branch": getattr(self.text_branch, "spec", None),
             "options": {"ridge": self.objective.ridge, "top_k": self.objective.top_k, "power": self.head.power},
             "state": self.state_dict(),
         }
+        torch.save(saved, path)
 
     @classmethod
     def load(
@@ -149,12 +147,12 @@ class DCCA(nn.Module):
     ) -> DCCA:
         """Reads what :meth:`save` wrote. A branch that is not one of this package's must be handed in."""
         saved = torch.load(path, map_location=map_location, weights_only=True)
-        given = {"image_branch": image_branch, "text_branch": text_branch}
-        for name, branch in given.items():
+        branches: list[nn.Module] = []
+        for name, branch in (("image_branch", image_branch), ("text_branch", text_branch)):
             if branch is None and saved[name] is None:
                 raise ValueError(f"{name} must be given: the file holds a model with a branch of your own")
-            given[name] = branch if branch is not None else build(saved[name])
-        model = cls(**given, **saved["options"])
+            branches.append(branch if branch is not None else build(saved[name]))
+        model = cls(*branches, **saved["options"])
         model.load_state_dict(saved["state"])
         return model.to(map_location)
 

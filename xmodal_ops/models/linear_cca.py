@@ -221,11 +221,13 @@ class LinearCCA:
         return {name: getattr(self, name) for name in ("n_components", "ridge", "relative", "power")}
 
     def set_params(self, **params: Any) -> LinearCCA:
-        """Changes constructor arguments; all but ``power`` take effect at the next fit."""
+        """Sets constructor arguments. They act at once after :meth:`partial_fit`; after fit, only ``power`` does."""
         for name, value in params.items():
             if name not in self.get_params():
                 raise ValueError(f"LinearCCA has no parameter {name!r}; it has {', '.join(self.get_params())}")
             setattr(self, name, value)
+        if self._moments is not None and params.keys() - {"power"}:
+            self._solution = None
         return self
 
     def __sklearn_tags__(self) -> Any:

@@ -1,7 +1,23 @@
 """Training and reports. Lightning, rich and matplotlib load where they are used."""
 
 from .config import DCCAConfig
-from .dcca import Interrupted, Result, load_run, train_dcca
-from .run import RunDirectory, UserError
+from .dcca import Interrupted, Result, train_dcca
+from .evaluation import embed, evaluate
+from .linear_cca import select_linear_cca, train_linear_cca
+from .load import load_run
+from .run import RunDirectory, UserError, pick_device
 
-__all__ = ["DCCAConfig", "Interrupted", "Result", "RunDirectory", "UserError", "load_run", "train_dcca"]
+__all__ = [
+    "DCCAConfig",
+    "Interrupted",
+    "Result",
+    "RunDirectory",
+    "UserError",
+    "embed",
+    "evaluate",
+    "load_run",
+    "pick_device",
+    "select_linear_cca",
+    "train_dcca",
+    "train_linear_cca",
+]

@@ -12,6 +12,11 @@ from .run import UserError
 
 MONITORS = ("recall@1", "recall@5", "recall@10", "map_all", "map_50", "mrr")
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "glyphs": {},
+    "wikipedia": {"monitor": "map_all"},
+}
+
 
 @dataclass
 class DCCAConfig:
@@ -55,7 +60,12 @@ class DCCAConfig:
             raise UserError(f"monitor must be one of {', '.join(MONITORS)}, got {self.monitor!r}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout must lie in 0..1, got {self.dropout}")
-        self.hidden = tuple(self.hidden)
+        self.hidden = tuple(self.hidden)  # a list in JSON
+
+    @classmethod
+    def preset(cls, data: str, **options: Any) -> DCCAConfig:
+        """The options that were chosen for a data set on its validation split, with some of them changed."""
+        return cls(**{**PRESETS.get(data, {}), **options})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -87,7 +97,7 @@ def branch_specs(config: DCCAConfig, data: PairData) -> tuple[BranchSpec, Branch
     else:
         channels, height, width = image.shape[1:]
         if height != width or height % 16:
-            raise UserError(f"pictures for the small CNN must be squares with a side that 16 divides, got {height}×{width}")
+            raise UserError(f"image must be square with a side that 16 divides, got {height}×{width}")
         image_spec = {"name": "SmallCNN", "arguments": {"out_features": out, "side": height, "in_channels": channels}}
     arguments = {"in_features": text.shape[1], "out_features": out, "hidden": hidden, "dropout": config.dropout}
     return image_spec, {"name": "TextBranch", "arguments": arguments}

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .._version import __version__
 from ..data import PairData
 from ..models import DCCA
 from ..models.branches import build
+from . import report
 from .config import DCCAConfig, branch_specs
+from .evaluation import finish
 from .run import RunDirectory, UserError, pick_device
 
 if TYPE_CHECKING:
@@ -69,26 +70,16 @@ def train_dcca(
         raise UserError(f"{run.path} holds no checkpoint to resume from")
     if not resume:
         run.clear()
-    run.write(
-        run.config,
-        {
-            "model": "dcca",
-            "version": __version__,
-            "data": dict(source or {"name": data.name}),
-            "image_branch": specs[0],
-            "text_branch": specs[1],
-            "options": config.to_dict(),
-        },
-    )
+    branches = dict(zip(("image_branch", "text_branch"), specs))
+    run.describe("dcca", source or {"data": data.name}, config.to_dict(), **branches)
     torch.manual_seed(config.seed)
     model = new_model(run.read_config())
     history, best_epoch = _fit(model, data, config, run, place, resume, console or Console(stderr=True))
     model.load_state_dict(_weights(run.best))
     model.to(place).fit_cca(data.train.image, data.train.text)
-    model.save(run.model)
-    from .lightning import evaluate
-
-    return Result(model, evaluate(model, data.test), history, best_epoch)
+    metrics = finish(run, "dcca", model, data)
+    report.loss_curve(history, config.monitor, run.loss)
+    return Result(model, metrics, history, best_epoch)
 
 
 def _fit(
@@ -172,19 +163,15 @@ def new_model(config: Mapping[str, Any]) -> DCCA:
     )
 
 
-def load_run(output: str | Path, device: str = "auto") -> DCCA:
-    """The model of a run directory: the finished one, or, while there is none, that of its best epoch so far."""
-    run, place = RunDirectory(output), pick_device(device)
-    config = run.read_config()
-    if config["model"] != "dcca":
-        raise UserError(f"{run.path} holds a run of {config['model']!r}, not of dcca")
+def load_dcca(run: RunDirectory, config: Mapping[str, Any], device: torch.device) -> DCCA:
+    """The finished model of a run directory, or, while there is none, that of its best epoch so far."""
     if run.model.exists():
-        return DCCA.load(run.model, map_location=place)
+        return DCCA.load(run.model, map_location=device)
     if not run.best.exists():
         raise UserError(f"{run.path} holds no finished epoch yet; continue it with --resume")
     model = new_model(config)
     model.load_state_dict(_weights(run.best))
-    return model.to(place)
+    return model.to(device)
 
 
 def _weights(checkpoint: Path) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from .. import retrieval
 from ..data import PairData, PairSet
 from ..models import DCCA
 from .augment import augment
 from .config import DCCAConfig
+from .evaluation import evaluate
 from .run import RunDirectory
 
 Row = dict[str, float]
@@ -117,13 +117,6 @@ def one_cycle(progress: float, warmup: float = 0.2) -> float:
     if progress < warmup:
         return progress / warmup
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
-
-
-def evaluate(model: DCCA, pairs: PairSet) -> dict[str, Any]:
-    """Retrieval figures of a model on a split."""
-    image, text = model.embed_image(pairs.image), model.embed_text(pairs.text)
-    labels = None if pairs.labels is None else pairs.labels.to(image.device)
-    return retrieval.evaluate(image, text, labels)
 
 
 class RunCheckpoint(Checkpoint):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -21,15 +19,13 @@ class TrainingProgress:
             TimeRemainingColumn(),
         )
         self.bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
-        self.task: TaskID = self.bar.add_task(
-            "", total=epochs * steps, epoch=f"0/{epochs}", loss="–", validation=""
-        )
+        self.task: TaskID = self.bar.add_task("", total=epochs * steps, epoch=f"0/{epochs}", loss="–", validation="")
 
     def __enter__(self) -> TrainingProgress:
         self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
     def step(self, step: int, loss: float) -> None:

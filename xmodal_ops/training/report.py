@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -91,7 +91,7 @@ def retrieval_picture(
 ) -> None:  # fmt: skip
     """Draws the items nearest to some randomly chosen texts, and to some images, by the cosine of their embeddings.
 
-    A query's own pair is marked, and so are items that share a label with it. Pairs of bare features show by name.
+    A query's own pair has a green frame. Pairs of bare features show by name.
     """
     from matplotlib.figure import Figure
 
@@ -100,8 +100,9 @@ def retrieval_picture(
     image, text = normalize(image.cpu().double(), dim=1), normalize(text.cpu().double(), dim=1)
     nearest = min(nearest, len(pairs))
     drawn = pairs.image.ndim == 4
-    figure = Figure(figsize=(3.2 + 2.1 * nearest, (1.1 if drawn else 0.8) * 2 * len(chosen) + 0.8), layout="constrained")
-    halves = figure.subfigures(2, 1)
+    height = (1.1 if drawn else 0.8) * 2 * len(chosen) + 0.8
+    figure = Figure(figsize=(3.2 + 2.1 * nearest, height), layout="constrained")
+    halves = cast("Sequence[SubFigure]", figure.subfigures(2, 1))
     for half, title, a, b, query_drawn, hits_drawn in (
         (halves[0], "text → image", text, image, False, drawn),
         (halves[1], "image → text", image, text, drawn, False),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from .._version import __version__
 
 
 class UserError(ValueError):
@@ -51,6 +54,11 @@ class RunDirectory:
     def write(self, file: Path, content: Any) -> None:
         """Writes JSON."""
         file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def describe(self, model: str, data: Mapping[str, Any], options: Mapping[str, Any], **rest: Any) -> None:
+        """Writes ``config.json``."""
+        head = {"model": model, "version": __version__, "data": dict(data)}
+        self.write(self.config, {**head, "options": dict(options), **rest})
 
     def read_config(self) -> dict[str, Any]:
         """What ``config.json`` holds."""
