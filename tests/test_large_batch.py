@@ -285,3 +285,27 @@ def test_bad_arguments(change, message):
     given |= change
     with pytest.raises((ValueError, TypeError), match=message):
         large_batch_loss(given["networks"], given["batch"], given["loss"], chunk_size=given["chunk_size"])
+
+
+def test_lightning_trains_alike_with_a_chunk_size(tmp_path):
+    """One chunk gives the run without chunks; two, whose batch norm sees chunks, train as well, in bf16 too."""
+    from xmodal_ops.data import PairData, PairSet
+    from xmodal_ops.training import DCCAConfig, train_dcca
+
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randn(260, 4, generator=generator)
+    mix = torch.randn(4, 30, generator=generator)
+    image = (shared @ mix)[:, :16].reshape(260, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3).sigmoid()
+    pairs = PairSet(image, (shared @ mix)[:, 16:])
+    data = PairData(pairs.subset(range(180)), pairs.subset(range(180, 220)), pairs.subset(range(220, 260)), "shared")
+    config = {"epochs": 2, "batch_size": 90, "output_dim": 3, "hidden": (8,), "dropout": 0.0, "learning_rate": 1e-3}
+    config |= {"augment": False}
+
+    def losses(name, **options):
+        result = train_dcca(data, DCCAConfig(**config, **options), tmp_path / name, device="cpu")
+        return [row["loss"] for row in result.history]
+
+    chunked = losses("chunked", chunk_size=45)
+    assert losses("chunk as large as the batch", chunk_size=90) == pytest.approx(losses("whole"), rel=1e-3)
+    assert chunked[1] < chunked[0] < 0
+    assert losses("half", chunk_size=45, precision="bf16-mixed")[1] < 0

@@ -11,6 +11,7 @@ from xmodal_ops.data.stream import PairStream
 from xmodal_ops.large_batch import large_batch_loss
 from xmodal_ops.models import LinearCCA
 from xmodal_ops.nn import TraceNormLoss
+from xmodal_ops.retrieval import evaluate, evaluate_stream
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +87,33 @@ def test_bad_files(tmp_path, views):
         with pytest.raises(DataError, match=message) as caught:
             PairStream(*(tmp_path / name for name in arguments))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
+def test_retrieval_from_files_is_retrieval_from_memory(stream, views, similarity):
+    cca = LinearCCA(3, power=1).fit(*views)
+    x, y = (torch.from_numpy(v) for v in cca.transform(*views))
+    rows = torch.tensor([7, 499, 0, 123, 300])
+    options = {"queries": rows, "similarity": similarity}
+    streamed = evaluate_stream(stream, transform=cca.transform, chunk_size=130, workers=0, progress=True, **options)
+    whole = evaluate(x, y, **options)
+    for direction in ("image_to_text", "text_to_image", "mean", "chance"):
+        assert streamed[direction] == pytest.approx(whole[direction], rel=1e-12), direction
+    assert (streamed["gallery"], streamed["queries"]) == (500, 5)
+
+
+def test_retrieval_breaks_ties_by_row_as_in_memory(tmp_path):
+    """Every row occurs three times, so ranks hang on the order of equal items."""
+    distinct = np.random.default_rng(1).standard_normal((40, 5)).astype(np.float32)
+    both = np.concatenate([distinct, distinct, distinct])
+    for name in ("image", "text"):
+        np.save(tmp_path / f"{name}.npy", both)
+    stream = PairStream(tmp_path / "image.npy", tmp_path / "text.npy")
+    streamed = evaluate_stream(stream, queries=120, chunk_size=50, workers=0)
+    whole = evaluate(both, both)
+    assert streamed["mean"] == pytest.approx(whole["mean"], rel=1e-12)
+    assert whole["mean"]["median_rank"] == 2
+    assert evaluate_stream(stream, queries=30, seed=1, workers=0)["queries"] == 30
+    for queries in (0, 121, torch.tensor([120]), torch.tensor([0.5])):
+        with pytest.raises(ValueError, match="queries must"):
+            evaluate_stream(stream, queries=queries)

@@ -103,6 +103,7 @@ def train_dcca_command(
     seed: Seed = None,
     epochs: Epochs = None,
     batch_size: Annotated[int | None, typer.Option(help="Pairs per step: several times the outputs.")] = None,
+    chunk_size: Annotated[int | None, typer.Option(help="Pairs whose activations fit; 0: the whole batch.")] = None,
     output_dim: Annotated[int | None, typer.Option(help="Outputs of either branch.")] = None,
     ridge: Annotated[float | None, typer.Option(help="Added to the diagonals of the covariances.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Count only so many leading correlations.")] = None,
@@ -139,7 +140,7 @@ def train_dcca_command(
         seed=seed, epochs=epochs, batch_size=batch_size, output_dim=output_dim, ridge=ridge, top_k=top_k, power=power,
         image_branch=image_branch, hidden=tuple(hidden) if hidden else None, dropout=dropout,
         learning_rate=learning_rate, weight_decay=weight_decay, augment=augment, patience=patience,
-        monitor=monitor, precision=precision,
+        monitor=monitor, precision=precision, chunk_size=chunk_size,
     )  # fmt: skip
     source = _source(data, path, font)
     if resume:
