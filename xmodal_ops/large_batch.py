@@ -212,34 +212,38 @@ class _TwoPasses:
     def second(self, grad: Tensor) -> list[Tensor | None]:
         """The parameters' gradients, times the given one."""
         totals: list[Tensor | None] = [None] * len(self.parameters)
-        changed = torch.zeros((), dtype=torch.bool, device=self.device)
+        self.changed = torch.zeros((), dtype=torch.bool, device=self.device)
         with self._numerics(), torch.enable_grad(), self._replayed():
             for index, (start, chunk) in enumerate(self._chunks()):
-                self._set_random_state(self.random[index])
-                with ExitStack() as stack:
-                    if index < len(self.bounds) - 1:  # DistributedDataParallel expects one backward
-                        for m in self.module.modules():
-                            if isinstance(m, DistributedDataParallel):
-                                stack.enter_context(m.no_sync())
-                    outputs = self._run(chunk)
-                for x, row in zip(outputs, self.first_rows[index]):
-                    changed |= _differ(x[0].detach(), row)
-                upstream = self.stream.gradients(start, *(x.detach() for x in outputs))
-                used = [(x, g) for x, g in zip(outputs, upstream) if g is not None and x.requires_grad]
-                if not used:
-                    continue
-                xs = [x for x, _ in used]
-                # Scaled before it is rounded to half: gradients of means over many rows would vanish there.
-                gs = [(g * grad).to(x.dtype) for x, g in used]
-                parts = torch.autograd.grad(xs, self.parameters, gs, allow_unused=True)
+                parts = self._chunk_gradients(index, start, chunk, grad)
                 # Not in place: autograd may hand out one tensor for two parameters.
                 totals = [p if t is None else t if p is None else t + p for t, p in zip(totals, parts)]
-        if changed:
+        if self.changed:
             raise RuntimeError(
                 "the second run of the networks gave other outputs than the first: between the call and backward() "
                 "neither they nor the batch may change, and they may not draw from random generators of their own"
             )
         return totals
+
+    def _chunk_gradients(
+        self, index: int, start: int, chunk: Sequence[Tensor], grad: Tensor
+    ) -> Sequence[Tensor | None]:
+        self._set_random_state(self.random[index])
+        with ExitStack() as stack:
+            if index < len(self.bounds) - 1:  # DistributedDataParallel expects one backward
+                for m in self.module.modules():
+                    if isinstance(m, DistributedDataParallel):
+                        stack.enter_context(m.no_sync())
+            outputs = self._run(chunk)
+        for x, row in zip(outputs, self.first_rows[index]):
+            self.changed |= _differ(x[0].detach(), row)
+        upstream = self.stream.gradients(start, *(x.detach() for x in outputs))
+        used = [(x, g) for x, g in zip(outputs, upstream) if g is not None and x.requires_grad]
+        if not used:
+            return [None] * len(self.parameters)
+        # Scaled before it is rounded to half: gradients of means over many rows would vanish there.
+        scaled = [(g * grad).to(x.dtype) for x, g in used]
+        return torch.autograd.grad([x for x, _ in used], self.parameters, scaled, allow_unused=True)
 
     def _chunks(self) -> Iterator[tuple[int, list[Tensor]]]:
         for start, stop in self.bounds:
