@@ -77,9 +77,7 @@ class PairSet(Dataset[dict[str, Tensor]]):
         """The pairs of the given rows, in that order."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
         names = None if self.names is None else [self.names[i] for i in rows.tolist()]
-        return PairSet(
-            self.image[rows], self.text[rows], None if self.labels is None else self.labels[rows], names
-        )
+        return PairSet(self.image[rows], self.text[rows], None if self.labels is None else self.labels[rows], names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,20 +102,14 @@ class PairData:
             for view in ("image", "text"):
                 shape, needed = (tuple(getattr(p, view).shape[1:]) for p in (pairs, self.train))
                 if shape != needed:
-                    raise DataError(
-                        f"{split} {view} must have rows of shape {needed} as in train, got {shape}"
-                    )
+                    raise DataError(f"{split} {view} must have rows of shape {needed} as in train, got {shape}")
             if (pairs.labels is None) != (self.train.labels is None):
                 raise DataError(f"{split} and train must both have labels or both have none")
             if pairs.labels is None or self.classes is None:
                 continue
             if pairs.labels.ndim == 2 and pairs.labels.shape[1] != len(self.classes):
-                raise DataError(
-                    f"{split} labels must have {len(self.classes)} columns, got {pairs.labels.shape[1]}"
-                )
+                raise DataError(f"{split} labels must have {len(self.classes)} columns, got {pairs.labels.shape[1]}")
             if pairs.labels.ndim == 1 and int(pairs.labels.max()) >= len(self.classes):
                 row = int((pairs.labels >= len(self.classes)).nonzero()[0])
                 got = int(pairs.labels[row])
-                raise DataError(
-                    f"{split} labels must lie in 0..{len(self.classes) - 1}, got {got} in row {row}"
-                )
+                raise DataError(f"{split} labels must lie in 0..{len(self.classes) - 1}, got {got} in row {row}")
