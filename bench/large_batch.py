@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from xmodal_ops import trace_norm_loss
-from xmodal_ops.large_batch import large_batch_loss
+from xmodal_ops import large_batch_loss, trace_norm_loss
 from xmodal_ops.moments import MomentAccumulator
 from xmodal_ops.nn import TraceNormLoss
 from xmodal_ops.reference.trace_norm import textbook

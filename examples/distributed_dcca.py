@@ -21,9 +21,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from xmodal_ops import distributed
+from xmodal_ops import distributed, large_batch_loss
 from xmodal_ops.data.stream import PairStream
-from xmodal_ops.large_batch import large_batch_loss
 
 
 class TwoBranches(nn.Module):
