@@ -74,7 +74,7 @@ def test_fewer_rows_than_outputs_in_single_precision():
     trace_norm_loss(exact[0](x.double()), exact[1](y.double())).backward()
     large_batch_loss(list(chunked), (x, y), TraceNormLoss(), chunk_size=16).backward()
     truth = gradients(exact)
-    assert (gradients(chunked) - truth).norm() < 1e-3 * truth.norm()
+    assert (gradients(chunked) - truth).norm() < 1e-4 * truth.norm()
 
 
 def test_dropout_drops_the_same_units_in_both_passes_and_the_stream_goes_on():
@@ -165,6 +165,17 @@ def test_a_scaled_loss_does_not_vanish_in_half_outputs():
     (large_batch_loss(net, (x,), lambda out: out.mean() * 1e-6, chunk_size=20) * scale).backward()
     expected = scale * 1e-6 / 3  # ∂/∂bias of the mean of 3 outputs
     torch.testing.assert_close(net.bias.grad.float(), torch.full((3,), expected), rtol=1e-2, atol=0)
+
+
+def test_a_gradient_scaler_steps_as_without():
+    plain, scaled, (x, y) = networks(dtype=torch.float32), networks(dtype=torch.float32), pairs(dtype=torch.float32)
+    large_batch_loss(list(plain), (x, y), TraceNormLoss(), chunk_size=64).backward()
+    torch.optim.SGD(plain.parameters(), lr=0.1).step()
+    scaler, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD(scaled.parameters(), lr=0.1)
+    scaler.scale(large_batch_loss(list(scaled), (x, y), TraceNormLoss(), chunk_size=64)).backward()
+    scaler.step(optimizer)
+    for a, b in zip(plain.parameters(), scaled.parameters()):
+        torch.testing.assert_close(a, b)
 
 
 def test_the_losss_own_parameters_and_frozen_networks():

@@ -28,7 +28,7 @@ class StreamedTraceNorm:
 
     def __init__(self, ridge: float | Sequence[float], top_k: int | None) -> None:
         self.ridge, self.top_k = _checks.ridges(ridge), top_k
-        self.moments = MomentAccumulator()
+        self.moments = MomentAccumulator(torch.float64)  # no second look at the rows could mend rounding in fp32
 
     def update(self, x: Tensor, y: Tensor) -> None:
         """First pass: adds the rows of x (m, dx) and y (m, dy)."""
@@ -44,8 +44,8 @@ class StreamedTraceNorm:
         k = _checks.leading(self.top_k, dx, dy)
         with full_precision(s.xy.device):
             a = adjoints(s, s.xy.new_ones(k))
-            # Where moments are too ill conditioned for fp32, the two terms of a gradient all but cancel, as they do
-            # for m <= d: the products are then done in fp64, by the rule that trace_norm_loss has.
+            # Where the covariances are ill conditioned, the two terms of a gradient all but cancel, as they do for
+            # m <= d: the products are then done in fp64 too, by the rule that trace_norm_loss has.
             condition = max(_condition(s.xx), _condition(s.yy)) if moments.count > max(dx, dy) else float("inf")
         precise = not torch.finfo(torch.float32).eps * condition < _TOLERANCE
         self.input_dtype = moments.input_dtype
@@ -96,7 +96,7 @@ class GlobalTraceNorm(StreamedTraceNorm):
         """What all processes must agree on."""
         header = self.moments.header()
         _checks.leading(self.top_k, *self.moments.xy.shape)
-        return {**header, "ridge": self.ridge, "top_k": self.top_k}
+        return {**header, "function": "trace_norm_loss", "ridge": self.ridge, "top_k": self.top_k}
 
     def finish(self) -> Tensor:
         _collective.agree(self.header, self.group)

@@ -92,7 +92,7 @@ def _check(module: nn.Module, batch: Sequence[Any], chunk_size: int) -> dict[str
         raise ValueError(f"networks must hold one module per view, {len(batch)}, got {len(module.views)}")
     if any(isinstance(view, Tensor) and view.requires_grad for view in batch):
         raise ValueError("batch must not require gradients: only the parameters of networks and loss get them")
-    return {"number of views": len(batch), "rows": rows[0]}
+    return {"function": "large_batch_loss", "number of views": len(batch), "rows": rows[0]}
 
 
 class _Stream(Protocol):
@@ -270,15 +270,19 @@ class _TwoPasses:
     @contextmanager
     def _replayed(self) -> Iterator[None]:
         """The buffers as before the first pass; afterwards, they and the random state are again as they were."""
-        buffers = list(self.module.buffers())
         devices = [self.device] if self.device.type != "cpu" else []
         with torch.random.fork_rng(devices, device_type=self.device.type if devices else "cuda"):
-            now = [b.clone() for b in buffers]
-            _assign(buffers, self.buffers)
+            now = [b.clone() for b in self.module.buffers()]
+            self._set_buffers(self.buffers)
             try:
                 yield
             finally:
-                _assign(buffers, now)
+                self._set_buffers(now)
+
+    def _set_buffers(self, values: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for b, v in zip(self.module.buffers(), values):
+                b.copy_(v)
 
     def _random_state(self) -> list[Tensor]:
         states = [torch.get_rng_state()]
@@ -290,12 +294,6 @@ class _TwoPasses:
         torch.set_rng_state(states[0])
         if len(states) > 1:
             torch.get_device_module(self.device).set_rng_state(states[1], self.device)
-
-
-def _assign(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    with torch.no_grad():
-        for b, v in zip(buffers, values):
-            b.copy_(v)
 
 
 def _differ(x: Tensor, row: Tensor) -> Tensor:

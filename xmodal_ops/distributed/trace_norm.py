@@ -53,8 +53,9 @@ def trace_norm_loss(
         ValueError, TypeError: on every rank, where arguments do not fit on one or differ between ranks.
         RuntimeError: another process died or did not answer within the group's timeout; or there is no group.
 
-    Moments and adjoints are fp64 (O(d³)), products over rows in the input's precision, or fp64 where the covariances
-    are too ill conditioned for it, as for m <= d. O(dx² + dy²) communication, whatever m; none in backward.
+    Moments and adjoints are fp64, gradients of rows in the input's precision, or fp64 where the covariances are too
+    ill conditioned for it, as for m <= d. O(m d² / world + d³) time; O(dx² + dy²) communication, whatever m, none of
+    it in backward.
     """
     norms = []
 

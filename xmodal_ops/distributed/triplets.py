@@ -87,6 +87,7 @@ def _agree(
             elif name in ("margin", "gamma"):
                 _checks.non_negative(name, value)
         return {
+            "function": "structure_preserving_loss" if "gamma" in options else "triplet_margin_loss",
             "columns": anchor.shape[1],
             "dtype": str(anchor.dtype)[6:],
             "kind of labels": f"{str(labels.dtype)[6:]} {list(labels.shape[1:])}",
