@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from xmodal_ops.moments import MomentAccumulator
+from xmodal_ops import MomentAccumulator
 
 GENERATOR_SEED = 5
 

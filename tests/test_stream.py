@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from xmodal_ops import large_batch_loss
 from xmodal_ops.data import DataError
 from xmodal_ops.data.stream import PairStream
-from xmodal_ops.large_batch import large_batch_loss
 from xmodal_ops.models import LinearCCA
 from xmodal_ops.nn import TraceNormLoss
 from xmodal_ops.retrieval import evaluate, evaluate_stream

@@ -5,9 +5,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from xmodal_ops import covariance, distributed, trace_norm_loss
-from xmodal_ops.large_batch import large_batch_loss
-from xmodal_ops.moments import MomentAccumulator
+from xmodal_ops import MomentAccumulator, covariance, distributed, large_batch_loss, trace_norm_loss
 from xmodal_ops.nn import TraceNormLoss
 
 SHARDS = {"even": (40, 40, 40, 40), "uneven": (64, 3, 1, 40)}
@@ -146,6 +144,10 @@ def disagree(rank, n, group, case):
         return distributed.trace_norm_loss(x, y, top_k=3 if odd else None, group=group)
     if case == "not a tensor":
         return distributed.trace_norm_loss(None if odd else x, y, group=group)
+    if case == "function" and odd:
+        return distributed.structure_preserving_loss(x, x, torch.arange(len(x)), group=group)
+    if case == "function":
+        return distributed.trace_norm_loss(x, y, group=group)
     if case == "rows":
         return distributed.trace_norm_loss(x[1:] if odd else x, y, group=group)
     if case == "chunks without rows":
@@ -170,6 +172,10 @@ CASES = {
     "bad ridge": ("rank {odd} cannot take part: ridge must be >= 0, got -1", "ridge must be >= 0, got -1"),
     "top_k": ("top_k must be the same on every rank, got None on rank 0, 3 on rank {odd}", ""),
     "not a tensor": ("rank {odd} cannot take part: x must be a torch.Tensor, got NoneType", "x must be a torch.Tensor"),
+    "function": (
+        "function must be the same on every rank, got trace_norm_loss on rank 0, structure_preserving_loss on rank",
+        "",
+    ),
     "rows": ("rank {odd} cannot take part: y must have as many rows as x, 39, got 40", "y must have as many rows"),
     "chunks without rows": (
         "rank {odd} cannot take part: batch must hold at least one row",

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import xmodal_ops
-from xmodal_ops import distributed
+from xmodal_ops import distributed, large_batch_loss
 
 SHARDS = {"even": (13, 13, 13, 13), "uneven": (30, 2, 1, 9)}
 KINDS = ("all", "hard", "semihard", "batch_hard")
@@ -76,6 +76,30 @@ def test_loss_and_every_parameters_gradient(workers, n, shards, multi_label):
         truth = gradients(model)
         assert truth.norm() > 0, "a loss without gradient would test nothing"
         for value, gradient in workers(n, data_parallel, shards, multi_label, loss, options):
+            torch.testing.assert_close(value, expected.detach(), rtol=1e-10, atol=0)
+            assert (gradient - truth).norm() <= 1e-9 * truth.norm(), (loss.__name__, options)
+
+
+def in_chunks(rank, n, group, shards, loss, options):
+    parallel = DistributedDataParallel(TwoViews(), process_group=group)
+    image, text, il, tl = (t.split(shards[:n])[rank] for t in batch(shards[:n], False))
+
+    def global_loss(v, t):
+        return loss(distributed, v, t, il, tl, {**options, "group": group})
+
+    value = large_batch_loss(parallel, (image, text), global_loss, chunk_size=7)
+    value.backward()
+    return value.detach(), gradients(parallel)
+
+
+def test_two_passes_over_chunks_of_global_batches(workers):
+    shards = SHARDS["uneven"]
+    for loss, options in LOSSES[:4]:
+        model, (image, text, il, tl) = TwoViews(), batch(shards, False)
+        expected = loss(xmodal_ops, *model(image, text), il, tl, options)
+        expected.backward()
+        truth = gradients(model)
+        for value, gradient in workers(4, in_chunks, shards, loss, options):
             torch.testing.assert_close(value, expected.detach(), rtol=1e-10, atol=0)
             assert (gradient - truth).norm() <= 1e-9 * truth.norm(), (loss.__name__, options)
 
