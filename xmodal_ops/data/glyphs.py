@@ -158,8 +158,8 @@ def _face(size: int, path: Path) -> dict[int, bytes]:
     """The pictures of a font's named characters, without blank and .notdef ones.
 
     Centred across; up and down a glyph keeps its place on the line, which tells a comma from an apostrophe.
-    What is larger than the picture is scaled down. Drawn at four times the size, then averaged, so that hinting
-    distorts little.
+    What is larger than the picture is scaled down. Drawn at four times the size, then averaged, so that
+    hinting distorts little.
     """
     from matplotlib.ft2font import FT2Font
     from PIL import Image, ImageDraw, ImageFont
