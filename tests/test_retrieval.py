@@ -99,9 +99,7 @@ def test_scikit_learn(kind):
     scores = (image @ text.T).numpy()
     for name, s in (("image_to_text", scores), ("text_to_image", scores.T)):
         expected = np.mean([average_precision_score(r, row) for r, row in zip(relevant, s) if r.any()])
-        assert evaluate(image, text, labels, similarity="dot")[name]["map_all"] == pytest.approx(
-            expected, abs=1e-12
-        )
+        assert evaluate(image, text, labels, similarity="dot")[name]["map_all"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_ties_go_to_the_lower_row():

@@ -1,7 +1,48 @@
 """Fused, exact operations for cross-modal learning in PyTorch, and the models DCCA and ACMR on top of them."""
 
-from . import _C
-from ._version import __version__
-from .ops.trace_norm import trace_norm_loss
+try:
+    from . import _C
+except ModuleNotFoundError as error:
+    if error.name != "xmodal_ops._C":
+        raise
+    raise ImportError(
+        f"xmodal_ops was found in {__path__[0]}, where its native module has not been built: "
+        "run `pip install -e .` there, or leave that directory to use the installed package"
+    ) from None
 
-__all__ = ["__version__", "trace_norm_loss"]
+from ._build import build_info
+from ._version import __version__
+from .ops import (
+    Covariance,
+    MinedTriplets,
+    StructureStats,
+    TripletStats,
+    canonical_correlations,
+    covariance,
+    max_violation_loss,
+    mine_triplets,
+    pack_labels,
+    structure_preserving_loss,
+    trace_norm_loss,
+    triplet_margin_loss,
+    whiten,
+)
+
+__all__ = [
+    "_C",
+    "Covariance",
+    "MinedTriplets",
+    "StructureStats",
+    "TripletStats",
+    "__version__",
+    "build_info",
+    "canonical_correlations",
+    "covariance",
+    "max_violation_loss",
+    "mine_triplets",
+    "pack_labels",
+    "structure_preserving_loss",
+    "trace_norm_loss",
+    "triplet_margin_loss",
+    "whiten",
+]

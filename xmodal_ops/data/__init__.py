@@ -24,15 +24,11 @@ def load(name: str | os.PathLike[str], **options: Any) -> PairData:
         from . import wikipedia
 
         if options.get("path") is None:
-            raise ValueError(
-                "wikipedia needs path, the directory of raw_features.mat and its lists, got none"
-            )
+            raise ValueError("wikipedia needs path, the directory of raw_features.mat and its lists, got none")
         return wikipedia.load(**options)
     from . import files
 
     if os.path.splitext(name)[1].lower() not in files.READERS:
         kinds = ", ".join(files.READERS)
-        raise ValueError(
-            f"name must be glyphs, wikipedia or a file that ends in {kinds}, got {os.fspath(name)}"
-        )
+        raise ValueError(f"name must be glyphs, wikipedia or a file that ends in {kinds}, got {os.fspath(name)}")
     return files.read(name, **options)

@@ -78,9 +78,7 @@ class PairSet(Dataset[dict[str, Tensor]]):
         """The pairs of the given rows, in that order."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
         names = None if self.names is None else [self.names[i] for i in rows.tolist()]
-        return PairSet(
-            self.image[rows], self.text[rows], None if self.labels is None else self.labels[rows], names
-        )
+        return PairSet(self.image[rows], self.text[rows], None if self.labels is None else self.labels[rows], names)
 
     def split(self, fraction: float, seed: int = 0) -> tuple[PairSet, PairSet]:
         """The pairs less a random `fraction` of them, and that fraction: max(1, round(fraction n)) pairs.
@@ -90,16 +88,12 @@ class PairSet(Dataset[dict[str, Tensor]]):
         n = len(self)
         held = max(1, round(fraction * n))
         if not 0 < fraction < 1 or held >= n:
-            raise DataError(
-                f"fraction must leave pairs on both sides of the split, got {fraction} of {n} pairs"
-            )
+            raise DataError(f"fraction must leave pairs on both sides of the split, got {fraction} of {n} pairs")
         order = np.random.default_rng(seed).permutation(n)
         if self.labels is not None and self.labels.ndim == 1:
             order = order[np.argsort(self.labels.numpy(force=True)[order], kind="stable")]
         chosen = np.zeros(n, np.bool_)
-        chosen[order[(np.arange(held) * 2 + 1) * n // (2 * held)]] = (
-            True  # evenly spaced: every class in turn
-        )
+        chosen[order[(np.arange(held) * 2 + 1) * n // (2 * held)]] = True  # evenly spaced: every class in turn
         return self.subset(np.flatnonzero(~chosen)), self.subset(np.flatnonzero(chosen))
 
 
@@ -125,20 +119,14 @@ class PairData:
             for view in ("image", "text"):
                 shape, needed = (tuple(getattr(p, view).shape[1:]) for p in (pairs, self.train))
                 if shape != needed:
-                    raise DataError(
-                        f"{split} {view} must have rows of shape {needed} as in train, got {shape}"
-                    )
+                    raise DataError(f"{split} {view} must have rows of shape {needed} as in train, got {shape}")
             if (pairs.labels is None) != (self.train.labels is None):
                 raise DataError(f"{split} and train must both have labels or both have none")
             if pairs.labels is None or self.classes is None:
                 continue
             if pairs.labels.ndim == 2 and pairs.labels.shape[1] != len(self.classes):
-                raise DataError(
-                    f"{split} labels must have {len(self.classes)} columns, got {pairs.labels.shape[1]}"
-                )
+                raise DataError(f"{split} labels must have {len(self.classes)} columns, got {pairs.labels.shape[1]}")
             if pairs.labels.ndim == 1 and int(pairs.labels.max()) >= len(self.classes):
                 row = int((pairs.labels >= len(self.classes)).nonzero()[0])
                 got = int(pairs.labels[row])
-                raise DataError(
-                    f"{split} labels must lie in 0..{len(self.classes) - 1}, got {got} in row {row}"
-                )
+                raise DataError(f"{split} labels must lie in 0..{len(self.classes) - 1}, got {got} in row {row}")
