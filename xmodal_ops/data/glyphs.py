@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import unicodedata
@@ -208,11 +209,11 @@ def _name_features(names: list[str], train: Array) -> Array:
 def _terms(name: str) -> list[str]:
     """Words, single digits, pairs of neighbours, and the words' pieces of two and three letters.
 
-    Digits are what BRAILLE PATTERN DOTS-125 is made of; pieces tell apart the syllables of CANADIAN SYLLABICS
-    WEST-CREE PWII, which no other name contains, and would leave a fifth of the test names with a twin.
+    Digits are what BRAILLE PATTERN DOTS-125 is made of. Pieces describe words that occur once, such as the last
+    of CANADIAN SYLLABICS WEST-CREE PWII; without them a fifth of the test names would have a twin.
     """
     words = re.findall(r"[^\W\d]+|\d", name)
-    pairs = [f"{a} {b}" for a, b in zip(words, words[1:])]
+    pairs = [f"{a} {b}" for a, b in itertools.pairwise(words)]
     bounded = [f"<{word}>" for word in words if len(word) > 1]
     pieces = [w[i : i + n] for w in bounded for n in (2, 3) for i in range(len(w) - n + 1)]
     return words + pairs + pieces
