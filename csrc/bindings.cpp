@@ -10,6 +10,10 @@
 
 namespace py = pybind11;
 
+#ifdef XMODAL_HOST_EMULATION
+void bind_host(py::module_& module);  // tests/host/host.cpp
+#endif
+
 namespace {
 
 void bind_cpu(py::module_& module) {
@@ -34,4 +38,7 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "The native module of xmodal_ops.";
   bind_cpu(module);
   bind_cuda(module);
+#ifdef XMODAL_HOST_EMULATION
+  bind_host(module);
+#endif
 }

@@ -1,0 +1,92 @@
+"""Compiles the CUDA sources with g++ for the emulation in host_cuda.h, once per change, into build/host."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import pybind11
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+BUILD = ROOT / "build" / "host"
+FLAGS = [
+    "-std=c++17",
+    "-O1",
+    "-g",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    # gcc 12 takes an array that a fibre fills for uninitialised, and lambdas' captures for clobbered by setjmp.
+    "-Wno-maybe-uninitialized",
+    "-Wno-clobbered",
+    "-fsanitize=undefined",
+    "-fno-sanitize=vptr",
+    "-fno-sanitize-recover=all",
+    "-DXMODAL_HOST_EMULATION",
+    '-DXMODAL_CUDA_ARCHS="host"',
+    "-DXMODAL_WITH_CUDA",
+    f"-I{HERE}",
+    f"-I{ROOT / 'csrc' / 'include'}",
+    f"-I{ROOT / 'csrc' / 'cuda'}",
+    f"-isystem{pybind11.get_include()}",
+    f"-isystem{sysconfig.get_paths()['include']}",
+]
+
+
+def compiled(source: Path, *defines: str) -> Path:
+    """The object file of a source, compiled again when it, a header or the flags have changed."""
+    headers = [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cuh"), *HERE.glob("*.h")]
+    text = b"".join(path.read_bytes() for path in sorted([source, *headers]))
+    key = hashlib.sha256(text + " ".join([str(source), *FLAGS, *defines]).encode()).hexdigest()[:16]
+    target = BUILD / f"{source.stem}-{key}.o"
+    if not target.exists():
+        BUILD.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(f".{id(target)}.partial")
+        run("g++", *FLAGS, *defines, "-x", "c++", "-c", str(source), "-o", str(partial))
+        partial.replace(target)
+    return target
+
+
+def linked(objects: list[Path], suffix: str, *flags: str) -> Path:
+    """An executable or shared library of objects, named by what is in it."""
+    key = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:16]
+    target = BUILD / f"{key}{suffix}"
+    if not target.exists():
+        partial = target.with_suffix(f".{id(target)}.partial")
+        run("g++", *flags, "-fsanitize=undefined", *map(str, objects), "-lpthread", "-o", str(partial))
+        partial.replace(target)
+    return target
+
+
+def run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+
+
+def module() -> ModuleType:
+    """The native module with every kernel of csrc/cuda, emulated; its CPU side is the baseline set."""
+    sources = [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp"), HERE / "host.cpp"]
+    sources += [
+        path for path in ROOT.glob("csrc/cuda/*.cu") if path.name != "device.cu"
+    ]  # host.cpp stands for it
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compiled, sorted(sources)))
+    path = linked(objects, ".so", "-shared")
+    spec = importlib.util.spec_from_file_location("_C", path)
+    assert spec is not None
+    assert spec.loader is not None
+    native = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(native)
+    return native
+
+
+def executable(source: Path, *defines: str) -> Path:
+    return linked([compiled(source, *defines)], "")
