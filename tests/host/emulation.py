@@ -18,13 +18,14 @@ BUILD = ROOT / "build" / "host"
 FLAGS = [
     "-std=c++17",
     "-O1",
-    "-g",
+    "-g1",
     "-fPIC",
     "-fvisibility=hidden",
     "-Wall",
     "-Wextra",
     "-Werror",
-    # gcc 12 takes an array that a fibre fills for uninitialised, and lambdas' captures for clobbered by setjmp.
+    "-Wno-unknown-pragmas",
+    # gcc 12 takes an array that a fibre fills for uninitialised, and captures for clobbered by setjmp.
     "-Wno-maybe-uninitialized",
     "-Wno-clobbered",
     "-fsanitize=undefined",

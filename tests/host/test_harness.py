@@ -1,4 +1,4 @@
-"""The emulation can fail: kernels with a missing barrier, a divergent barrier, an index off by one are caught."""
+"""The emulation can fail: a missing barrier, a divergent barrier, an index off by one are caught."""
 
 from __future__ import annotations
 

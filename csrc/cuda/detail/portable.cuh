@@ -40,8 +40,14 @@ int launch(void (*kernel)(P...), dim3 grid, dim3 threads, std::size_t shared, cu
       return error;
     }
   }
-  kernel<<<grid, threads, shared, stream> > >(arguments...);
-  return cudaGetLastError();
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...);
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
 }
 #endif
 
