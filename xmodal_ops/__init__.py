@@ -1,7 +1,15 @@
 """Fused, exact operations for cross-modal learning in PyTorch, and the models DCCA and ACMR on top of them."""
 
-from . import _C
+from ._build import build_info
 from ._version import __version__
-from .ops.trace_norm import trace_norm_loss
+from .ops import Covariance, canonical_correlations, covariance, trace_norm_loss, whiten
 
-__all__ = ["__version__", "trace_norm_loss"]
+__all__ = [
+    "Covariance",
+    "__version__",
+    "build_info",
+    "canonical_correlations",
+    "covariance",
+    "trace_norm_loss",
+    "whiten",
+]

@@ -1,1 +1,8 @@
 """One file per op: schema, fake, CPU and CUDA implementation, autograd, public function."""
+
+from .canonical_correlations import canonical_correlations
+from .covariance import Covariance, covariance
+from .trace_norm import trace_norm_loss
+from .whiten import whiten
+
+__all__ = ["Covariance", "canonical_correlations", "covariance", "trace_norm_loss", "whiten"]

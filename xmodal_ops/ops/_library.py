@@ -11,17 +11,32 @@ import torch
 # The registrations live as long as this object.
 LIBRARY = torch.library.Library("xmodal", "DEF")
 
+# Op → device → the path that serves it, for build_info().
+OPS: dict[str, dict[str, str]] = {}
+
+
+def _contiguous(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with contiguous results: compiled graphs rely on the strides that the fake announced."""
+
+    def wrapped(*args: Any) -> Any:
+        result = function(*args)
+        return result.contiguous() if isinstance(result, torch.Tensor) else tuple(t.contiguous() for t in result)
+
+    return wrapped
+
 
 def define(schema: str, portable: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Declares an op with its portable torch implementation (every device) and its shape function."""
     name = LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, portable, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"xmodal::{name}", fake, lib=LIBRARY)
+    LIBRARY.impl(name, _contiguous(portable), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"xmodal::{name}", _contiguous(fake), lib=LIBRARY)
+    OPS[name] = {"cpu": "torch", "cuda": "torch"}
 
 
-def implement(name: str, function: Callable[..., Any], key: str) -> None:
-    """Registers a faster implementation of an op for a dispatch key, "CPU" or "CUDA"."""
-    LIBRARY.impl(name, function, key)
+def implement(name: str, function: Callable[..., Any], key: str, path: str) -> None:
+    """Registers a faster implementation of an op for a dispatch key, "CPU" or "CUDA", described by `path`."""
+    LIBRARY.impl(name, _contiguous(function), key)
+    OPS[name][key.lower()] = path
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:

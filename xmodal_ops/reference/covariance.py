@@ -1,4 +1,4 @@
-"""Covariance in plain torch: S = XcᵀXc / (m − 1) + r I, with Xc = X − mean."""
+"""Covariance in plain torch: S = XcᵀXc / (m − 1) + r I with Xc = X − mean, and its gradient."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+HALVES = (torch.float16, torch.bfloat16)
+# Width of the column blocks in which `gram` leaves out the upper triangle: below, a product is too thin to pay.
+_BLOCK = 256
 
 
 class Covariance(NamedTuple):
@@ -18,25 +22,63 @@ class Covariance(NamedTuple):
     mean_y: Tensor | None
 
 
+def accumulation_type(dtype: torch.dtype) -> torch.dtype:
+    """Half inputs are accumulated in fp32; the others in their own type."""
+    return torch.float32 if dtype in HALVES else dtype
+
+
 def center(x: Tensor) -> tuple[Tensor, Tensor]:
     """The centred columns of x and their means, exact to rounding even where |mean| >> deviation."""
-    mean = x.mean(0, dtype=torch.float64) if x.dtype == torch.float32 else x.mean(0)
-    coarse = mean.to(x.dtype)
-    # x − coarse is exact for nearby numbers; what rounding took from the mean is subtracted after it.
-    return (x - coarse) - (mean - coarse).to(x.dtype), coarse
+    coarse = x.mean(0)
+    xc = x - coarse  # exact for nearby numbers: what rounding took from the mean is the mean that is left
+    rest = xc.mean(0)
+    return xc.sub_(rest), coarse + rest
+
+
+def gram(x: Tensor) -> Tensor:
+    """xᵀx, of which only the blocks on and below the diagonal are computed."""
+    d = x.shape[1]
+    if d < 2 * _BLOCK:
+        return x.mT @ x
+    s = x.new_empty(d, d)
+    for i in range(0, d, _BLOCK):
+        stop = min(i + _BLOCK, d)
+        rows = x[:, i:stop].mT @ x[:, :stop]
+        s[i:stop, :stop] = rows
+        s[:i, i:stop] = rows[:, :i].mT
+    return s
+
+
+def ridged(s: Tensor, ridge: float) -> Tensor:
+    """s with the ridge added to its diagonal, in place."""
+    s.diagonal().add_(ridge)
+    return s
 
 
 def covariance(x: Tensor, y: Tensor | None, rx: float, ry: float) -> Covariance:
     """Moments of x (m, dx) and y (m, dy) with the ridges rx and ry on the diagonals."""
-    xc, mean_x = center(x)
+    wide = accumulation_type(x.dtype)
+    xc, mean_x = center(x.to(wide))
     scale = 1.0 / (x.shape[0] - 1)
-    xx = _ridged(xc.mT @ xc * scale, rx)
+    xx = ridged(gram(xc).mul_(scale), rx)
     if y is None:
         return Covariance(xx, None, None, mean_x, None)
-    yc, mean_y = center(y)
-    return Covariance(xx, xc.mT @ yc * scale, _ridged(yc.mT @ yc * scale, ry), mean_x, mean_y)
+    yc, mean_y = center(y.to(wide))
+    yy = ridged(gram(yc).mul_(scale), ry)
+    return Covariance(xx, (xc.mT @ yc).mul_(scale), yy, mean_x, mean_y)
 
 
-def _ridged(s: Tensor, ridge: float) -> Tensor:
-    s.diagonal().add_(ridge)
-    return s
+def covariance_backward(x: Tensor, y: Tensor | None, grad: Covariance) -> tuple[Tensor, Tensor | None]:
+    """∂/∂X = (Xc (Gxx + Gxxᵀ) + Yc Gxyᵀ) / (m − 1) + mean's gradient / m, and the same with the views exchanged."""
+    wide = accumulation_type(x.dtype)
+    m = x.shape[0]
+    scale = 1.0 / (m - 1)
+    xc, _ = center(x.to(wide))
+    gx = torch.addmm(grad.mean_x / m, xc, grad.xx + grad.xx.mT, alpha=scale)
+    if y is None:
+        return gx.to(x.dtype), None
+    assert grad.xy is not None and grad.yy is not None and grad.mean_y is not None
+    yc, _ = center(y.to(wide))
+    gx.addmm_(yc, grad.xy.mT, alpha=scale)
+    gy = torch.addmm(grad.mean_y / m, yc, grad.yy + grad.yy.mT, alpha=scale).addmm_(xc, grad.xy, alpha=scale)
+    return gx.to(x.dtype), gy.to(y.dtype)

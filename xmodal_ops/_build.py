@@ -1,0 +1,61 @@
+"""What was built and which path each op takes: `xmodal_ops.build_info()`, `python -m xmodal_ops`, `xmodal info`."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+
+from . import _C
+from ._version import __version__
+
+
+def build_info() -> dict[str, Any]:
+    """Versions, devices, compiled architectures and the path that each op takes, as a dict.
+
+    Keys: version, python, torch, cuda (bool: this binary holds kernels), cuda_archs (list), cuda_unavailable (why they
+    cannot run here, or ""), torch_cuda (torch's CUDA version or None), devices (list), cpu (instruction set),
+    cpu_threads, ops ({op: {"cpu": path, "cuda": path}}).
+    """
+    usable = torch.cuda.is_available()
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "cuda": _C.with_cuda,
+        "cuda_archs": _C.cuda_archs(),
+        "cuda_unavailable": _C.cuda_unavailable(),
+        "torch_cuda": torch.version.cuda,
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if usable else [],
+        "cpu": _C.instruction_set(),
+        "cpu_threads": torch.get_num_threads(),
+        "ops": op_paths(),
+    }
+
+
+def op_paths() -> dict[str, dict[str, str]]:
+    """Which implementation serves each op, by device."""
+    from .ops._library import OPS
+
+    return {name: dict(paths) for name, paths in sorted(OPS.items())}
+
+
+def describe() -> str:
+    """The same for people, a line each."""
+    info = build_info()
+    kernels = ", ".join(info["cuda_archs"]) if info["cuda"] else "not built"
+    if info["cuda"] and info["cuda_unavailable"]:
+        kernels += f" (not usable here: {info['cuda_unavailable']})"
+    lines = [
+        f"xmodal_ops    {info['version']}",
+        f"Python        {info['python']}",
+        f"torch         {info['torch']} (CUDA {info['torch_cuda'] or 'none'})",
+        f"CPU           {info['cpu']}, {info['cpu_threads']} threads",
+        f"CUDA kernels  {kernels}",
+        f"CUDA devices  {', '.join(info['devices']) or 'none'}",
+        "",
+        "op                              CPU                       CUDA",
+    ]
+    lines += [f"{name:<31} {paths['cpu']:<25} {paths['cuda']}" for name, paths in info["ops"].items()]
+    return "\n".join(lines)

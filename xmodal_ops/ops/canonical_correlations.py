@@ -1,0 +1,87 @@
+"""Canonical correlations: schema, autograd and the public function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .. import _checks
+from ..reference import trace_norm as reference
+from ..reference.covariance import accumulation_type
+from ._library import define, full_precision
+
+
+def _forward(x: Tensor, y: Tensor, rx: float, ry: float, top_k: int) -> Tensor:
+    weights = torch.ones(min(x.shape[1], y.shape[1]), dtype=accumulation_type(x.dtype), device=x.device)
+    return reference.correlations(x, y, rx, ry, weights, False, False)[0][:top_k].clone()
+
+
+def _forward_fake(x: Tensor, y: Tensor, rx: float, ry: float, top_k: int) -> Tensor:
+    return x.new_empty(top_k, dtype=accumulation_type(x.dtype))
+
+
+def _backward(grad: Tensor, x: Tensor, y: Tensor, rx: float, ry: float) -> tuple[Tensor, Tensor]:
+    # Single singular pairs are as sensitive as the gaps between them: always in fp64.
+    _, gx, gy = reference.correlations(x.double(), y.double(), rx, ry, grad.double(), True, True)
+    assert gx is not None and gy is not None
+    return gx.to(x.dtype), gy.to(y.dtype)
+
+
+def _backward_fake(grad: Tensor, x: Tensor, y: Tensor, rx: float, ry: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(y)
+
+
+define("canonical_correlations(Tensor x, Tensor y, float rx, float ry, int top_k) -> Tensor", _forward, _forward_fake)
+define(
+    "canonical_correlations_backward(Tensor grad, Tensor x, Tensor y, float rx, float ry) -> (Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+
+
+class _CanonicalCorrelations(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, rx: float, ry: float, top_k: int) -> Tensor:
+        ctx.save_for_backward(x, y)
+        ctx.ridges = rx, ry
+        sigma: Tensor = torch.ops.xmodal.canonical_correlations(x, y, rx, ry, top_k)
+        return sigma
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, y = ctx.saved_tensors
+        gx, gy = torch.ops.xmodal.canonical_correlations_backward(grad.contiguous(), x, y, *ctx.ridges)
+        return gx, gy, None, None, None
+
+
+def canonical_correlations(
+    x: Tensor, y: Tensor, *, ridge: float | Sequence[float] = 1e-3, top_k: int | None = None
+) -> Tensor:
+    """The canonical correlations of two views, descending.
+
+    Args:
+        x: (m, dx) rows are samples; fp64, fp32, bf16 or fp16.
+        y: (m, dy), the paired rows.
+        ridge: added to the diagonals of the covariances (which divide by m − 1); a number or a pair (rx, ry).
+        top_k: how many to return, all min(dx, dy) by default.
+
+    Returns:
+        (top_k,) correlations in [0, 1), fp32 for half inputs. At most m − 1 of them are not zero. Differentiable once;
+        where two correlations coincide, the gradient of each alone is one of its subgradients, and finite.
+
+    Raises:
+        ValueError, TypeError: naming the argument; see `trace_norm_loss`.
+
+    O(m d² + d³) time, or O(m² d + m³) where a view has m <= d (dual side). Hotelling, Biometrika 1936.
+    """
+    _checks.pair(x, y)
+    rx, ry = _checks.ridges(ridge)
+    k = _checks.leading(top_k, x.shape[1], y.shape[1])
+    with full_precision(x.device):
+        sigma: Tensor = _CanonicalCorrelations.apply(x, y, rx, ry, k)
+        return sigma
