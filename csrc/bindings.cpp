@@ -39,7 +39,7 @@ void check(int error) {
 }
 
 void bind_products(py::module_& module) {
-  py::class_<cuda::Matrix>(module, "Matrix")
+  py::class_<cuda::Matrix>(module, "Matrix", py::module_local())
       .def(
           py::init([](std::uintptr_t data, std::int64_t stride, int rows, int columns, int kind, std::uintptr_t shift) {
             return cuda::Matrix{pointer<void>(data), stride, rows, columns, static_cast<cuda::Kind>(kind),
@@ -47,7 +47,7 @@ void bind_products(py::module_& module) {
           }),
           py::arg("data"), py::arg("stride"), py::arg("rows"), py::arg("columns"), py::arg("kind"),
           py::arg("shift") = 0);
-  py::class_<cuda::Product>(module, "Product")
+  py::class_<cuda::Product>(module, "Product", py::module_local())
       .def(py::init([](std::vector<cuda::Matrix> a, std::vector<cuda::Matrix> b, int rows, int columns, bool symmetric,
                        double alpha, double beta, double gamma, std::uintptr_t add, std::int64_t add_stride,
                        std::uintptr_t out, std::int64_t out_stride, int out_kind) {
