@@ -89,10 +89,10 @@ void bind_products(py::module_& module) {
 }
 
 void bind_trace_norm(py::module_& module) {
-  module.def("polar_steps", [] {
+  module.def("polar_steps", [](bool wide) {
     std::vector<std::tuple<double, double, double>> steps;
     for (const cuda::Quintic& q : cuda::polar_express) steps.emplace_back(q.a, q.b, q.c);
-    for (int i = 0; i < cuda::polar_last_steps; ++i)
+    for (int i = 0; i < cuda::polar_last_steps(wide); ++i)
       steps.emplace_back(cuda::polar_last.a, cuda::polar_last.b, cuda::polar_last.c);
     return steps;
   });

@@ -264,10 +264,18 @@ __global__ void __launch_bounds__(detail::small_threads)
   block_product(u, plain(a), plain(t), px, py, px, stride);
   block_product(t, plain(u), transposed(b), px, py, py, stride);
 
-  for (int i = thread; i < px * py; i += small_threads) p[i / py * stride + i % py] = t[i / py * stride + i % py];
+  // ‖T‖ ≤ min(1, ‖T‖_F): where T is small all over, the iteration starts from T/‖T‖_F.
+  double norm = 0;
+  for (int i = thread; i < px * py; i += small_threads) {
+    const double value = t[i / py * stride + i % py];
+    norm += value * value;
+  }
+  norm = sqrt(block_sum(norm));
+  const T up = norm > 0 && norm < 1 ? static_cast<T>(1 / norm) : T(1);
+  for (int i = thread; i < px * py; i += small_threads) p[i / py * stride + i % py] = up * t[i / py * stride + i % py];
   __syncthreads();
   const bool tall = px >= py;  // PᵀP or PPᵀ, whichever is smaller
-  for (int step = 0; step < polar_steps + polar_last_steps; ++step) {
+  for (int step = 0; step < polar_steps + polar_last_steps(sizeof(T) == 8); ++step) {
     const Quintic q = step < polar_steps ? task.steps[step] : polar_last;
     const int side = tall ? py : px;
     block_product(u, tall ? transposed(p) : plain(p), tall ? plain(p) : transposed(p), side, side, tall ? px : py,

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from ..reference.covariance import accumulation_type
 
 # The module whose kernels are called; tests/host puts the emulated one here, and calls with CPU tensors.
 native: Any = _C
@@ -95,6 +94,7 @@ def rows(x: Tensor) -> Tensor:
 def matrix(x: Tensor, shift: Tensor | None = None) -> Any:
     """What the kernels call a Matrix; shift (2, d) holds the column means, as `column_means` gives them."""
     at = shift.data_ptr() if shift is not None else 0
+    assert x.stride(1) == 1 or x.shape[1] == 1, "a matrix of the kernels is stored by rows"
     return native.Matrix(x.data_ptr(), x.stride(0), x.shape[0], x.shape[1], KINDS[x.dtype], at)
 
 
@@ -149,12 +149,13 @@ def choose_splits(tiles: int, tile: int, depth: int, wide: bool, processors: int
     return max(1, min(wanted, useful, affordable))
 
 
+# A product computes in fp64 where one of its matrices or shifts is fp64, in fp32 otherwise.
 def products(
     layout: Layout, *list_: Product, may_split: bool = True, iteration: Iteration | None = None, tile: int = 0
 ) -> None:
     """Runs up to three products of one layout in one launch: nn is a·b, tn is aᵀ·b, nt is a·bᵀ of stored matrices."""
     first = list_[0].terms[0]
-    wide = first.a.dtype == torch.float64
+    wide = any(f is not None and f.dtype == torch.float64 for f in (first.a, first.b, first.a_shift, first.b_shift))
     shapes = [(_shape(p), p.symmetric) for p in list_]
     tile = tile or choose_tile(shapes, wide, processors(first.a))
     tiles = sum(count_tiles(shape, symmetric, tile) for shape, symmetric in shapes)
@@ -170,10 +171,10 @@ def products(
         LAYOUTS[layout],
         tile,
         splits,
-        _address(partials),
-        _address(iteration.active if iteration else None),
-        _address(previous),
-        _address(change),
+        address(partials),
+        address(iteration.active if iteration else None),
+        address(previous),
+        address(change),
         stream(first.a),
     )
 
@@ -182,7 +183,7 @@ def _shape(p: Product) -> tuple[int, int]:
     return p.out.shape[0], p.out.shape[1]
 
 
-def _address(x: Tensor | None) -> int:
+def address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
@@ -196,7 +197,7 @@ def _native(p: Product) -> Any:
         p.alpha,
         p.beta,
         p.gamma,
-        _address(p.add),
+        address(p.add),
         add_stride,
         p.out.data_ptr(),
         p.out.stride(0),
@@ -212,10 +213,9 @@ def product(layout: Layout, a: Tensor, b: Tensor, *, symmetric: bool = False, al
     return out
 
 
-def column_means(*views: Tensor) -> list[Tensor]:
-    """Of each view (m, d) its column means as two rows (2, d) whose sum has twice the precision."""
+def column_means(*views: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Of each view (m, d) its column means as two rows (2, d) of dtype, whose sum has twice the precision."""
     m, columns = views[0].shape[0], sum(v.shape[1] for v in views)
-    dtype = accumulation_type(views[0].dtype)
     blocks = sum(-(-v.shape[1] // 128) for v in views)
     splits = max(1, min(4 * processors(views[0]) // blocks, m // 32))
     partials = views[0].new_empty(splits * columns, dtype=torch.float64)

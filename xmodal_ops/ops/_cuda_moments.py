@@ -11,12 +11,12 @@ from ._cuda import Product, Term, column_means, fast_double, products, rows
 
 
 def moments(
-    x: Tensor, y: Tensor | None, rx: float, ry: float
+    x: Tensor, y: Tensor | None, rx: float, ry: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None, Tensor | None, list[Tensor]]:
-    """Sxx + rx I, Sxy, Syy + ry I, and the shifts of the views, in three launches (four where depth is split)."""
-    dtype, scale = accumulation_type(x.dtype), 1.0 / (x.shape[0] - 1)
+    """Sxx + rx I, Sxy, Syy + ry I in dtype, and the shifts of the views: three launches, four where depth is split."""
+    scale = 1.0 / (x.shape[0] - 1)
     views = [x] if y is None else [x, y]
-    shifts = column_means(*views)
+    shifts = column_means(*views, dtype=dtype)
     xx = x.new_empty((x.shape[1], x.shape[1]), dtype=dtype)
     list_ = [Product((Term(x, x, shifts[0], shifts[0]),), xx, True, scale, gamma=rx)]
     if y is None:
@@ -32,7 +32,7 @@ def moments(
 
 def covariance(x: Tensor, y: Tensor | None, rx: float, ry: float) -> tuple[Tensor, ...]:
     x, y = rows(x), None if y is None else rows(y)
-    xx, xy, yy, shifts = moments(x, y, rx, ry)
+    xx, xy, yy, shifts = moments(x, y, rx, ry, accumulation_type(x.dtype))
     means = [shift[0].clone() for shift in shifts]
     if xy is None or yy is None:
         return xx, xx.new_empty(0), xx.new_empty(0), means[0], xx.new_empty(0)
@@ -47,12 +47,12 @@ def covariance_backward(
     x = rows(x)
     gx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if y is None:
-        (sx,) = column_means(x)
+        (sx,) = column_means(x, dtype=accumulation_type(x.dtype))
         products("nn", Product((Term(x, gxx + gxx.mT, sx),), gx, alpha=scale, beta=1.0 / m, add=gmx))
         return gx, x.new_empty(0)
     y = rows(y)
     gy = torch.empty(y.shape, dtype=y.dtype, device=y.device)
-    sx, sy = column_means(x, y)
+    sx, sy = column_means(x, y, dtype=accumulation_type(x.dtype))
     for_x = Term(x, gxx + gxx.mT, sx), Term(y, gxy.mT.contiguous(), sy)
     for_y = Term(y, gyy + gyy.mT, sy), Term(x, gxy.contiguous(), sx)
     products(
@@ -75,14 +75,14 @@ def inverse_factor(s: Tensor) -> Tensor:
     spare, spare_failed = torch.linalg.cholesky_ex(wide + torch.diag_embed(ridge.expand(s.shape[0])))
     lower = torch.where(failed == 0, lower, torch.where(spare_failed == 0, spare, torch.nan))
     eye = torch.eye(s.shape[0], dtype=wide.dtype, device=s.device)
-    return torch.linalg.solve_triangular(lower, eye, upper=False).to(s.dtype)
+    return torch.linalg.solve_triangular(lower, eye, upper=False).to(s.dtype).contiguous()
 
 
 def whiten(x: Tensor, ridge: float, zca: bool) -> Tensor:
     if zca:
         return portable.whiten(x, ridge, zca)
     x = rows(x)
-    xx, _, _, (shift,) = moments(x, None, ridge, 0.0)
+    xx, _, _, (shift,) = moments(x, None, ridge, 0.0, accumulation_type(x.dtype))
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     products("nt", Product((Term(x, inverse_factor(xx), shift),), out))
     return out
@@ -94,8 +94,8 @@ def whiten_backward(grad: Tensor, x: Tensor, ridge: float, zca: bool) -> Tensor:
         return portable.whiten_backward(grad, x, ridge, zca)
     x, grad = rows(x), rows(grad)
     scale = 1.0 / (x.shape[0] - 1)
-    xx, _, _, (sx,) = moments(x, None, ridge, 0.0)
-    (sg,) = column_means(grad)
+    xx, _, _, (sx,) = moments(x, None, ridge, 0.0, accumulation_type(x.dtype))
+    (sg,) = column_means(grad, dtype=xx.dtype)
     inverse = inverse_factor(xx)
     cross = torch.empty_like(xx)
     products("tn", Product((Term(grad, x, sg, sx),), cross))

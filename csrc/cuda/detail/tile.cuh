@@ -39,6 +39,17 @@ __device__ __forceinline__ unsigned short float_to_bfloat(float x) {
   return static_cast<unsigned short>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
+__device__ __forceinline__ double double_of(unsigned low, unsigned high) {
+#ifdef XMODAL_HOST_EMULATION
+  const std::uint64_t bits = static_cast<std::uint64_t>(high) << 32 | low;
+  double x;
+  std::memcpy(&x, &bits, 8);
+  return x;
+#else
+  return __hiloint2double(static_cast<int>(high), static_cast<int>(low));
+#endif
+}
+
 // One element of a matrix, where speed does not matter.
 template <typename T>
 __device__ __forceinline__ T read(const void* data, long long index, Kind kind) {
@@ -72,50 +83,55 @@ __device__ __forceinline__ void write(void* data, long long index, Kind kind, T 
 }
 
 // Four neighbours of a row as they lie in memory; converting waits until they are used, so that loads overlap.
+// T = float reads f32, f16, bf16; T = double reads f64 as well.
 template <typename T>
-struct Quad;
-
-template <>
-struct Quad<float> {
-  unsigned word[4];  // f32: a number each; f16, bf16: two numbers in each of the first two
+struct Quad {
+  unsigned word[sizeof(T)];  // f64 takes two words a number, f32 one, f16 and bf16 half of one
 
   __device__ __forceinline__ void load(const void* data, long long index, Kind kind) {
     if (kind == Kind::f32) {
-      const uint4 v = *reinterpret_cast<const uint4*>(static_cast<const float*>(data) + index);
-      word[0] = v.x, word[1] = v.y, word[2] = v.z, word[3] = v.w;
+      put<0>(*reinterpret_cast<const uint4*>(static_cast<const float*>(data) + index));
+    } else if (kind == Kind::f64) {
+      if constexpr (sizeof(T) == 8) {
+        const auto* from = reinterpret_cast<const uint4*>(static_cast<const double*>(data) + index);
+        const uint4 low = from[0], high = from[1];
+        put<0>(low);
+        put<4>(high);
+      }
     } else {
       const uint2 v = *reinterpret_cast<const uint2*>(static_cast<const unsigned short*>(data) + index);
       word[0] = v.x, word[1] = v.y;
     }
   }
-  __device__ __forceinline__ void clear() { word[0] = word[1] = word[2] = word[3] = 0; }
-  __device__ __forceinline__ void load_one(int i, const void* data, long long index, Kind kind) {
-    if (kind == Kind::f32)
-      word[i] = static_cast<const unsigned*>(data)[index];
-    else
-      word[i / 2] |= static_cast<unsigned>(static_cast<const unsigned short*>(data)[index]) << 16 * (i % 2);
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (unsigned& w : word) w = 0;
   }
-  __device__ __forceinline__ float get(int i, Kind kind) const {
+  __device__ __forceinline__ void load_one(int i, const void* data, long long index, Kind kind) {
+    if (kind == Kind::f32) {
+      word[i] = static_cast<const unsigned*>(data)[index];
+    } else if (kind == Kind::f64) {
+      if constexpr (sizeof(T) == 8) {
+        const uint2 v = static_cast<const uint2*>(data)[index];
+        word[2 * i] = v.x, word[2 * i + 1] = v.y;
+      }
+    } else {
+      word[i / 2] |= static_cast<unsigned>(static_cast<const unsigned short*>(data)[index]) << 16 * (i % 2);
+    }
+  }
+  __device__ __forceinline__ T get(int i, Kind kind) const {
     if (kind == Kind::f32) return __uint_as_float(word[i]);
+    if constexpr (sizeof(T) == 8)
+      if (kind == Kind::f64) return double_of(word[2 * i], word[2 * i + 1]);
     const unsigned bits = word[i / 2] >> 16 * (i % 2) & 0xffffu;
     return kind == Kind::f16 ? half_to_float(bits) : bfloat_to_float(bits);
   }
-};
 
-template <>
-struct Quad<double> {
-  double value[4];
-
-  __device__ __forceinline__ void load(const void* data, long long index, Kind) {
-    const auto* from = reinterpret_cast<const double2*>(static_cast<const double*>(data) + index);
-    const double2 low = from[0], high = from[1];
-    value[0] = low.x, value[1] = low.y, value[2] = high.x, value[3] = high.y;
+ private:
+  template <int FROM>
+  __device__ __forceinline__ void put(const uint4& v) {
+    word[FROM] = v.x, word[FROM + 1] = v.y, word[FROM + 2] = v.z, word[FROM + 3] = v.w;
   }
-  __device__ __forceinline__ void clear() { value[0] = value[1] = value[2] = value[3] = 0; }
-  __device__ __forceinline__ void load_one(int i, const void* data, long long index, Kind) {
-    value[i] = static_cast<const double*>(data)[index];
-  }
-  __device__ __forceinline__ double get(int i, Kind) const { return value[i]; }
 };
 
 // Four numbers that go to shared memory in one or two stores.

@@ -2,7 +2,7 @@
 //
 // Everything runs on `stream` (a cudaStream_t), allocates nothing and waits for nothing. A function returns the
 // cudaError_t of its launches, 0 for success. Where `wide` is given it says which numbers are computed with:
-// false: fp32 (data in f32, f16 or bf16), true: fp64 (data in f64).
+// false: fp32 (data in f32, f16 or bf16), true: fp64 (data of any kind). Shifts and addends are of those numbers.
 #pragma once
 
 #include <cstdint>
@@ -63,9 +63,9 @@ struct Plan {
   int tile = 64;  // 64, or 128 for fp32
   int splits = 1;
   void* partials = nullptr;
-  // For iterations that end on the device; all null or, with one product and one split, all set. Where *active
-  // is 0, out becomes a copy of `previous` (out's shape and stride); elsewhere change[2 t], change[2 t + 1] are
-  // tile t's Σ(out − previous)² and Σ out².
+  // For iterations that end on the device, with one split. Where *active is 0, out becomes a copy of `previous`
+  // (out's shape and stride; one product only), or is left as it is without one. Elsewhere change[2 t] and
+  // change[2 t + 1], unless null, become tile t's Σ(out − previous)² and Σ out².
   const int* active = nullptr;
   const void* previous = nullptr;
   double* change = nullptr;
@@ -81,7 +81,9 @@ int settle(const double* change, int tiles, double tolerance, int* active, void*
 // The polar factor of T with ‖T‖ < 1 is the limit of P ← P (a I + b PᵀP + c (PᵀP)²) from P = T: first these
 // (a, b, c), which lift singular values from 1e-3 to 1 (Polar Express, Amsel et al. 2025, divided by 1.01, 1.01³,
 // 1.01⁵ for rounding), then polar_last until P rests.
-constexpr int polar_steps = 8, polar_last_steps = 16;
+// Few of the last in fp32: 4 take 1e-4 to 1 − 5e-7, more would raise rounding's 1e-7 to 1, too.
+constexpr int polar_steps = 8;
+constexpr int polar_last_steps(bool wide) { return wide ? 16 : 4; }
 struct Quintic {
   double a, b, c;
 };
