@@ -34,6 +34,7 @@ FLAGS = [
     "-DXMODAL_HOST_EMULATION",
     '-DXMODAL_CUDA_ARCHS="host"',
     "-DXMODAL_WITH_CUDA",
+    '-DPYBIND11_COMPILER_TYPE="host"',  # its classes are none of the real module's
     f"-I{HERE}",
     f"-I{ROOT / 'csrc' / 'include'}",
     f"-I{ROOT / 'csrc' / 'cuda'}",
@@ -75,9 +76,7 @@ def run(*command: str) -> None:
 def module() -> ModuleType:
     """The native module with every kernel of csrc/cuda, emulated; its CPU side is the baseline set."""
     sources = [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp"), HERE / "host.cpp"]
-    sources += [
-        path for path in ROOT.glob("csrc/cuda/*.cu") if path.name != "device.cu"
-    ]  # host.cpp stands for it
+    sources += [path for path in ROOT.glob("csrc/cuda/*.cu") if path.name != "device.cu"]  # host.cpp stands for it
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compiled, sorted(sources)))
     path = linked(objects, ".so", "-shared")
