@@ -46,6 +46,7 @@ FLAGS = [
 def compiled(source: Path, *defines: str) -> Path:
     """The object file of a source, compiled again when it, a header or the flags have changed."""
     headers = [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cuh"), *HERE.glob("*.h")]
+    headers += source.parent.glob("*.cuh")
     text = b"".join(path.read_bytes() for path in sorted([source, *headers]))
     key = hashlib.sha256(text + " ".join([str(source), *FLAGS, *defines]).encode()).hexdigest()[:16]
     target = BUILD / f"{source.stem}-{key}.o"
@@ -73,12 +74,16 @@ def run(*command: str) -> None:
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
 
 
-def module() -> ModuleType:
-    """The native module with every kernel of csrc/cuda, emulated; its CPU side is the baseline set."""
+def module(replaced: dict[str, Path] | None = None) -> ModuleType:
+    """The native module with every kernel of csrc/cuda, emulated; its CPU side is the baseline set.
+
+    `replaced` names sources of csrc/cuda that others stand in for, mistakes made on purpose.
+    """
     sources = [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp"), HERE / "host.cpp"]
     sources += [path for path in ROOT.glob("csrc/cuda/*.cu") if path.name != "device.cu"]  # host.cpp stands for it
+    sources = sorted((replaced or {}).get(path.name, path) for path in sources)
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compiled, sorted(sources)))
+        objects = list(pool.map(compiled, sources))
     path = linked(objects, ".so", "-shared")
     spec = importlib.util.spec_from_file_location("_C", path)
     assert spec is not None
@@ -86,6 +91,18 @@ def module() -> ModuleType:
     native = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(native)
     return native
+
+
+def mutant(name: str, kernel: str, text: str, replacement: str) -> dict[str, Path]:
+    """csrc/cuda/<kernel>.cu over a <kernel>.cuh in which one text is replaced, for `module`."""
+    folder = BUILD / name
+    folder.mkdir(parents=True, exist_ok=True)
+    original = (ROOT / "csrc" / "cuda" / f"{kernel}.cuh").read_text()
+    assert original.count(text) == 1, f"the text to be replaced occurs {original.count(text)} times"
+    (folder / f"{kernel}.cuh").write_text(original.replace(text, replacement))
+    source = folder / f"{kernel}.cu"
+    source.write_text((ROOT / "csrc" / "cuda" / f"{kernel}.cu").read_text() + f"// {name}\n")
+    return {source.name: source}
 
 
 def executable(source: Path, *defines: str) -> Path:
