@@ -1,5 +1,15 @@
 """Fused, exact operations for cross-modal learning in PyTorch, and the models DCCA and ACMR on top of them."""
 
+try:
+    from . import _C
+except ModuleNotFoundError as error:
+    if error.name != "xmodal_ops._C":
+        raise
+    raise ImportError(
+        f"xmodal_ops was found in {__path__[0]}, where its native module has not been built: "
+        "run `pip install -e .` there, or leave that directory to use the installed package"
+    ) from None
+
 from ._build import build_info
 from ._version import __version__
 from .ops import (
@@ -19,6 +29,7 @@ from .ops import (
 )
 
 __all__ = [
+    "_C",
     "Covariance",
     "MinedTriplets",
     "StructureStats",
