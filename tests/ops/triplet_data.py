@@ -12,10 +12,10 @@ Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # anchor, ref, anchor_labels, ref
 # m, n, d, classes: multiples of no tile, one class, all different, m ≠ n, one row, a depth beyond one panel.
 SHAPES = [
     (37, 53, 7, 4),
-    (130, 67, 33, 3),
+    (101, 67, 33, 3),
     (64, 64, 200, 1),
     (50, 41, 5, 10**6),
-    (97, 300, 17, 10),
+    (70, 150, 17, 10),
     (1, 9, 3, 2),
     (9, 1, 1, 2),
     (33, 40, 600, 5),
