@@ -1,0 +1,234 @@
+"""The embedded data set: pictures of characters against their Unicode names. It needs no download."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .pairs import DataError, PairData, PairSet, one_line
+
+# Faces that ship inside matplotlib. The first one draws the validation and test galleries.
+FACES = (
+    "DejaVuSans.ttf",
+    "DejaVuSans-Bold.ttf",
+    "DejaVuSans-Oblique.ttf",
+    "DejaVuSansMono.ttf",
+    "DejaVuSerif.ttf",
+    "DejaVuSerif-Bold.ttf",
+    "DejaVuSerif-Italic.ttf",
+    "STIXGeneral.ttf",
+)
+
+# Symbols go by block (first code point, last, class), all else by the script that the name begins with.
+BLOCKS = (
+    (0x2000, 0x206F, "PUNCTUATION"),
+    (0x2070, 0x209F, "SUPERSCRIPTS AND SUBSCRIPTS"),
+    (0x20A0, 0x20CF, "CURRENCY SYMBOLS"),
+    (0x2100, 0x214F, "LETTERLIKE SYMBOLS"),
+    (0x2150, 0x218F, "NUMBER FORMS"),
+    (0x2190, 0x21FF, "ARROWS"),
+    (0x2200, 0x22FF, "MATHEMATICAL OPERATORS"),
+    (0x2300, 0x23FF, "TECHNICAL SYMBOLS"),
+    (0x2460, 0x24FF, "ENCLOSED ALPHANUMERICS"),
+    (0x2500, 0x257F, "BOX DRAWING"),
+    (0x2580, 0x259F, "BLOCK ELEMENTS"),
+    (0x25A0, 0x25FF, "GEOMETRIC SHAPES"),
+    (0x2600, 0x26FF, "MISCELLANEOUS SYMBOLS"),
+    (0x2700, 0x27BF, "DINGBATS"),
+    (0x27C0, 0x27EF, "MATHEMATICAL OPERATORS"),
+    (0x27F0, 0x27FF, "ARROWS"),
+    (0x2800, 0x28FF, "BRAILLE"),
+    (0x2900, 0x297F, "ARROWS"),
+    (0x2980, 0x2AFF, "MATHEMATICAL OPERATORS"),
+    (0x2B00, 0x2BFF, "ARROWS"),
+    (0x4DC0, 0x4DFF, "HEXAGRAMS"),
+    (0xA700, 0xA71F, "MODIFIER TONE LETTERS"),
+    (0x1D300, 0x1D35F, "TETRAGRAMS"),
+    (0x1D400, 0x1D7FF, "MATHEMATICAL ALPHANUMERICS"),
+    (0x1F030, 0x1F09F, "DOMINO TILES"),
+    (0x1F0A0, 0x1F0FF, "PLAYING CARDS"),
+    (0x1F300, 0x1FAFF, "PICTOGRAPHS"),
+)
+
+# Words of a name that are attributes by themselves; "WITH ACUTE" and its like are read off the names.
+ATTRIBUTES = (
+    "CAPITAL SMALL DIGIT COMBINING MODIFIER BOLD ITALIC SANS-SERIF SCRIPT FRAKTUR DOUBLE-STRUCK MONOSPACE "
+    "DOUBLE TRIPLE BLACK WHITE HEAVY LIGHT CIRCLED SQUARED TURNED REVERSED INVERTED LONG "
+    "VERTICAL HORIZONTAL LEFTWARDS RIGHTWARDS UPWARDS DOWNWARDS ISOLATED INITIAL MEDIAL FINAL "
+    "LEFT RIGHT UP DOWN UPPER LOWER ABOVE BELOW HALF OPEN NOT TONE LIGATURE "
+    "ARROW HARPOON TRIANGLE CIRCLE SQUARE BRACKET EQUAL"
+)
+
+_RARE = 20  # a class of fewer characters joins OTHER, an attribute of fewer is left out
+_HELD_OUT = 1000  # characters in each of the two galleries
+
+Array = npt.NDArray[Any]
+
+
+def load(
+    size: int = 32,
+    seed: int = 0,
+    fonts: Sequence[str | os.PathLike[str]] | None = None,
+    *,
+    multi_label: bool = False,
+) -> PairData:
+    """Pictures of characters against TF-IDF features of their Unicode names.
+
+    Characters are split, never faces: 1,000 characters are held out for testing and 1,000 for validation (a
+    fifth each of those that the first face draws, where it draws fewer than 5,000), one picture each, in the
+    first face. All pictures of all other characters, in every face, are the training set. No picture occurs
+    twice: of characters drawn alike, such as LATIN, GREEK and CYRILLIC CAPITAL LETTER A, the first by code
+    point has the picture. Blank and .notdef glyphs are left out.
+
+    size         pixels of the square pictures: image is (n, 1, size, size) float32 in 0..1, ink is 1
+    seed         draws the split
+    fonts        font files instead of those of matplotlib (FACES); the first one draws the galleries
+    multi_label  labels are bool (n, C), attributes in the name (CAPITAL, DOUBLE, WITH ACUTE, ...), instead of
+                 int64 (n,), its script or block (LATIN, ARROWS, ...)
+
+    text is (n, words) float32: TF-IDF of the words, single digits and pairs of neighbours in the name, fitted
+    on the training characters only. PairSet.names holds the names; unicodedata.lookup turns one back into its
+    character. Everything is drawn anew, in about two seconds: no cache to go stale.
+    Raises DataError for a font that is missing or cannot be read.
+    """
+    if size < 8:
+        raise ValueError(f"size must be at least 8 pixels, got {size}")
+    paths = _matplotlib_faces() if fonts is None else [Path(f) for f in fonts]
+    if not paths:
+        raise ValueError("fonts must hold at least one file, got none")
+    pictures, points, faces = _draw(size, paths)
+    characters, of = np.unique(points, return_inverse=True)
+    names = [unicodedata.name(chr(c)) for c in characters]
+
+    in_first = np.random.default_rng(seed).permutation(of[faces == 0])
+    held_out = min(_HELD_OUT, len(in_first) // 5)
+    if held_out < 1:
+        raise DataError(f"{paths[0]}: draws {len(in_first)} named characters, at least 5 are needed")
+    split = np.full(len(characters), "train", "<U10")
+    split[in_first[:held_out]] = "test"
+    split[in_first[held_out : 2 * held_out]] = "validation"
+
+    text = _name_features(names, split == "train")
+    classes, labels = _attributes(names) if multi_label else _scripts(characters.tolist(), names)
+
+    def pairs(which: str) -> PairSet:
+        rows = np.flatnonzero((split[of] == which) & ((faces == 0) | (which == "train")))
+        image = torch.from_numpy(pictures[rows]).unsqueeze(1) / 255
+        c = of[rows]
+        return PairSet(image, torch.from_numpy(text[c]), torch.from_numpy(labels[c]), [names[i] for i in c])
+
+    characters_in = f"{len(characters)} characters in {len(paths)} faces"
+    return PairData(
+        pairs("train"),
+        pairs("validation"),
+        pairs("test"),
+        name="glyphs",
+        classes=classes,
+        description=f"{len(pictures)} pictures of {characters_in}, {size}x{size} pixels",
+    )
+
+
+def _matplotlib_faces() -> list[Path]:
+    import matplotlib
+
+    return [Path(matplotlib.get_data_path(), "fonts", "ttf", face) for face in FACES]
+
+
+def _draw(size: int, fonts: Sequence[Path]) -> tuple[Array, Array, Array]:
+    """Distinct pictures (n, size, size) uint8, their code points (n,) and fonts (n,), in that order."""
+    drawn = [(c, face, p) for face, font in enumerate(fonts) for c, p in _face(size, font).items()]
+    first: dict[bytes, tuple[int, int]] = {}
+    for point, face, picture in sorted(drawn):
+        first.setdefault(picture, (point, face))
+    pictures = np.frombuffer(b"".join(first), np.uint8).reshape(-1, size, size)
+    points, faces = np.array(list(first.values()), np.int64).reshape(-1, 2).T
+    return pictures, points, faces
+
+
+def _face(size: int, path: Path) -> dict[int, bytes]:
+    """The pictures of a font's named characters, without blank and .notdef ones.
+
+    Ink is centred across; up and down it keeps its place on the line, which tells a comma from an apostrophe.
+    What is larger than the picture is scaled down. Drawn at four times the size, then averaged, so that
+    hinting does not distort it.
+    """
+    from matplotlib.ft2font import FT2Font
+    from PIL import Image, ImageDraw, ImageFont
+
+    big = 4 * size
+    try:
+        charmap = FT2Font(str(path)).get_charmap()
+        font = ImageFont.truetype(str(path), 3 * size, layout_engine=ImageFont.Layout.BASIC)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such font file") from None
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{path}: not a font that FreeType can read ({one_line(error)})") from None
+    canvas = Image.new("L", (big, big))
+    pen = ImageDraw.Draw(canvas)
+
+    def picture(character: str) -> bytes:
+        face = font
+        left, top, right, bottom = face.getbbox(character, anchor="ls")
+        extent = max(right - left, bottom - top)
+        if extent > big:
+            face = font.font_variant(size=3 * size * big // extent)
+            left, top, right, bottom = face.getbbox(character, anchor="ls")
+        baseline = max(min(3 * size, big - bottom), -top)
+        canvas.paste(0, (0, 0, big, big))
+        pen.text(((big - right - left) // 2, baseline), character, fill=255, font=face, anchor="ls")
+        return canvas.reduce(4).tobytes()
+
+    unwanted = {bytes(size * size), picture("\U0010ffff")}  # a noncharacter: no font has it, all draw .notdef
+    drawn = {c: picture(chr(c)) for c in charmap if unicodedata.name(chr(c), "")}
+    return {c: p for c, p in drawn.items() if p not in unwanted}
+
+
+def _name_features(names: list[str], train: Array) -> Array:
+    """TF-IDF (n, words) of the names' words, digits and pairs of neighbours, fitted on the training rows."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    # Digits one by one: they are what BRAILLE PATTERN DOTS-125 or DOMINO TILE HORIZONTAL-03-04 is made of.
+    vectorizer = TfidfVectorizer(
+        lowercase=False, token_pattern=r"[^\W\d]+|\d", ngram_range=(1, 2), min_df=3, dtype=np.float32
+    )
+    vectorizer.fit([name for name, t in zip(names, train) if t])
+    features: Array = vectorizer.transform(names).toarray()
+    return features
+
+
+def _scripts(points: list[int], names: list[str]) -> tuple[list[str], Array]:
+    """One class per character, int64 (n,): its block of symbols, or the script that its name begins with."""
+
+    def script(point: int, name: str) -> str:
+        block = next((label for first, last, label in BLOCKS if first <= point <= last), None)
+        return block or re.sub(r"^(?:EXTENDED )?((?:OLD )?\w+).*", r"\1", name)
+
+    labels = [script(point, name) for point, name in zip(points, names)]
+    count = Counter(labels)
+    classes = sorted(label for label in count if count[label] >= _RARE)
+    index = {label: i for i, label in enumerate(classes)}
+    if len(index) < len(count):
+        classes.append("OTHER")
+    return classes, np.array([index.get(label, len(index)) for label in labels], np.int64)
+
+
+def _attributes(names: list[str]) -> tuple[list[str], Array]:
+    """Any number of attributes per character, bool (n, C): words of ATTRIBUTES, and what follows WITH."""
+    words = set(ATTRIBUTES.split())
+    found = []
+    for name in names:
+        base, _, additions = name.partition(" WITH ")
+        found.append(words.intersection(base.split()) | {f"WITH {a}" for a in additions.split(" AND ") if a})
+    count = Counter(attribute for attributes in found for attribute in attributes)
+    classes = sorted(attribute for attribute in count if count[attribute] >= _RARE)
+    labels = np.array([[attribute in attributes for attribute in classes] for attributes in found], np.bool_)
+    return classes, labels.reshape(len(names), len(classes))

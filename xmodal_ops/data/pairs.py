@@ -1,0 +1,115 @@
+"""Paired samples, an image and a text view of one thing each, and the files that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .. import _checks
+
+
+class DataError(ValueError):
+    """Data that cannot be used: a missing, damaged or wrong file, unequal rows, NaN. One line of text."""
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message on one line; its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@dataclass(frozen=True, eq=False)
+class PairSet(Dataset[dict[str, Tensor]]):
+    """n pairs; row i of `image` and row i of `text` belong together. Rows are counted from 0.
+
+    image   (n, dv) features or (n, c, H, W) pictures, floating
+    text    (n, dt) features, floating
+    labels  None, int64 (n,) one class each, or bool (n, C) any number of classes each
+    names   None, or n strings, what the pair is called in tables and pictures
+
+    `pairs[i]`, with an int, a slice, or a list or tensor of indices, is a dict of tensors with the keys
+    "image", "text" and, where there are labels, "labels"; so a whole batch costs one indexing.
+    Raises DataError, naming the row, for unequal numbers of rows, NaN or infinity, negative labels.
+    """
+
+    image: Tensor
+    text: Tensor
+    labels: Tensor | None = None
+    names: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name, x, ranks in (("image", self.image, (2, 4)), ("text", self.text, (2,))):
+            if not isinstance(x, Tensor):
+                raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+            if x.ndim not in ranks or 0 in x.shape[1:]:
+                shape = "(n, dv) or (n, c, H, W)" if name == "image" else "(n, dt)"
+                raise DataError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
+            if not x.is_floating_point():
+                raise DataError(f"{name} must be floating, got {str(x.dtype)[6:]}")
+            if (row := _checks.nonfinite_row(x)) is not None:
+                raise DataError(f"{name} holds NaN or infinity in row {row}")
+        n = len(self.image)
+        for name, rows in (("text", self.text), ("labels", self.labels), ("names", self.names)):
+            if rows is not None and len(rows) != n:
+                raise DataError(f"{name} must have as many rows as image, {n}, got {len(rows)}")
+        if self.labels is not None:
+            if (self.labels.dtype, self.labels.ndim) not in ((torch.int64, 1), (torch.bool, 2)):
+                got = f"{str(self.labels.dtype)[6:]} {tuple(self.labels.shape)}"
+                raise DataError(f"labels must be int64 (n,) or bool (n, C), got {got}")
+            if self.labels.ndim == 1 and n and int(self.labels.min()) < 0:
+                row = int((self.labels < 0).nonzero()[0])
+                raise DataError(f"labels must be >= 0, got {int(self.labels[row])} in row {row}")
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> dict[str, Tensor]:
+        item = {"image": self.image[index], "text": self.text[index]}
+        if self.labels is not None:
+            item["labels"] = self.labels[index]
+        return item
+
+    def subset(self, indices: Sequence[int] | Tensor | np.ndarray) -> PairSet:
+        """The pairs of the given rows, in that order."""
+        rows = torch.as_tensor(indices, dtype=torch.int64)
+        names = None if self.names is None else [self.names[i] for i in rows.tolist()]
+        return PairSet(self.image[rows], self.text[rows], None if self.labels is None else self.labels[rows], names)
+
+
+@dataclass(frozen=True, eq=False)
+class PairData:
+    """A data set of pairs, split for training, model selection and the final figures.
+
+    `classes` are the names of the labels' values or, for multi-labels, columns.
+    Raises DataError where the splits' widths differ or a label has no class.
+    """
+
+    train: PairSet
+    validation: PairSet
+    test: PairSet
+    name: str
+    classes: list[str] | None = None
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        for split, pairs in (("train", self.train), ("validation", self.validation), ("test", self.test)):
+            if not len(pairs):
+                raise DataError(f"{split} holds no pairs")
+            for view in ("image", "text"):
+                shape, needed = (tuple(getattr(p, view).shape[1:]) for p in (pairs, self.train))
+                if shape != needed:
+                    raise DataError(f"{split} {view} must have rows of shape {needed} as in train, got {shape}")
+            if (pairs.labels is None) != (self.train.labels is None):
+                raise DataError(f"{split} and train must both have labels or both have none")
+            if pairs.labels is None or self.classes is None:
+                continue
+            if pairs.labels.ndim == 2 and pairs.labels.shape[1] != len(self.classes):
+                raise DataError(f"{split} labels must have {len(self.classes)} columns, got {pairs.labels.shape[1]}")
+            if pairs.labels.ndim == 1 and int(pairs.labels.max()) >= len(self.classes):
+                row = int((pairs.labels >= len(self.classes)).nonzero()[0])
+                got = int(pairs.labels[row])
+                raise DataError(f"{split} labels must lie in 0..{len(self.classes) - 1}, got {got} in row {row}")
