@@ -6,8 +6,18 @@
 
 #include "detail/sets.h"
 #include "xmodal/cpu.h"
+#include "xmodal/trace_norm.h"
+#include "xmodal/triplets.h"
 
 namespace xmodal::cpu {
+
+XMODAL_DECLARE_FOR_SETS(int64_t, trace_norm_workspace_bytes, const TraceNorm&)
+XMODAL_DECLARE_FOR_SETS(bool, trace_norm_f32, TraceNorm&)
+XMODAL_DECLARE_FOR_SETS(bool, trace_norm_f64, TraceNorm&)
+XMODAL_DECLARE_FOR_SETS(std::size_t, workspace_size, const Pairs&, bool)
+XMODAL_DECLARE_FOR_SETS(void, mine_triplets, const Pairs&, const Mining&)
+XMODAL_DECLARE_FOR_SETS(void, structure_preserving, const Pairs&, const StructurePreserving&, const Sums&)
+XMODAL_DECLARE_FOR_SETS(void, triplet_margin, const Pairs&, const TripletMargin&, const Sums&)
 
 namespace {
 
@@ -41,13 +51,40 @@ const char* instruction_set() {
   return names[static_cast<int>(current())];
 }
 
-void parallel(int parts, const std::function<void(int, int)>& body) {
-  if (parts <= 1) return body(0, 1);
+void run_parallel(int parts, void (*body)(void*, int, int), void* context) {
+  if (parts <= 1) return body(context, 0, 1);
   std::vector<std::thread> threads;
   threads.reserve(parts - 1);
-  for (int part = 0; part + 1 < parts; ++part) threads.emplace_back([&body, part, parts] { body(part, parts); });
-  body(parts - 1, parts);
+  for (int part = 0; part + 1 < parts; ++part) threads.emplace_back(body, context, part, parts);
+  body(context, parts - 1, parts);
   for (auto& thread : threads) thread.join();
+}
+
+#if defined(XMODAL_HAS_AVX512)
+#define XMODAL_CHOSEN(name) \
+  (current() == Set::avx512 ? avx512::name : current() == Set::avx2 ? avx2::name : baseline::name)
+#else
+#define XMODAL_CHOSEN(name) baseline::name
+#endif
+
+int64_t trace_norm_workspace_bytes(const TraceNorm& problem) {
+  return XMODAL_CHOSEN(trace_norm_workspace_bytes)(problem);
+}
+
+bool trace_norm_f32(TraceNorm& problem) { return XMODAL_CHOSEN(trace_norm_f32)(problem); }
+
+bool trace_norm_f64(TraceNorm& problem) { return XMODAL_CHOSEN(trace_norm_f64)(problem); }
+
+std::size_t workspace_size(const Pairs& pairs, bool weights) { return XMODAL_CHOSEN(workspace_size)(pairs, weights); }
+
+void mine_triplets(const Pairs& pairs, const Mining& mining) { XMODAL_CHOSEN(mine_triplets)(pairs, mining); }
+
+void structure_preserving(const Pairs& pairs, const StructurePreserving& loss, const Sums& sums) {
+  XMODAL_CHOSEN(structure_preserving)(pairs, loss, sums);
+}
+
+void triplet_margin(const Pairs& pairs, const TripletMargin& loss, const Sums& sums) {
+  XMODAL_CHOSEN(triplet_margin)(pairs, loss, sums);
 }
 
 }  // namespace xmodal::cpu

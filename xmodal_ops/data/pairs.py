@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .. import _checks
+
 
 class DataError(ValueError):
     """Data that cannot be used: a missing, damaged or wrong file, unequal rows, NaN. One line of text."""
@@ -18,16 +20,6 @@ class DataError(ValueError):
 def one_line(error: BaseException) -> str:
     """An exception's message on one line; its type where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _finite(name: str, x: Tensor) -> None:
-    rows = torch.isfinite(
-        x.flatten(1).sum(1)
-    )  # a sum is finite only if its terms are (or it overflows: look again)
-    if not rows.all():
-        rows = torch.isfinite(x).flatten(1).all(1)
-        if not rows.all():
-            raise DataError(f"{name} holds NaN or infinity in row {int(rows.logical_not().nonzero()[0])}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +50,12 @@ class PairSet(Dataset[dict[str, Tensor]]):
                 raise DataError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
             if not x.is_floating_point():
                 raise DataError(f"{name} must be floating, got {str(x.dtype)[6:]}")
+            if (row := _checks.nonfinite_row(x)) is not None:
+                raise DataError(f"{name} holds NaN or infinity in row {row}")
         n = len(self.image)
         for name, rows in (("text", self.text), ("labels", self.labels), ("names", self.names)):
             if rows is not None and len(rows) != n:
                 raise DataError(f"{name} must have as many rows as image, {n}, got {len(rows)}")
-        _finite("image", self.image)
-        _finite("text", self.text)
         if self.labels is not None:
             if (self.labels.dtype, self.labels.ndim) not in ((torch.int64, 1), (torch.bool, 2)):
                 got = f"{str(self.labels.dtype)[6:]} {tuple(self.labels.shape)}"
@@ -85,9 +77,7 @@ class PairSet(Dataset[dict[str, Tensor]]):
         """The pairs of the given rows, in that order."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
         names = None if self.names is None else [self.names[i] for i in rows.tolist()]
-        return PairSet(
-            self.image[rows], self.text[rows], None if self.labels is None else self.labels[rows], names
-        )
+        return PairSet(self.image[rows], self.text[rows], None if self.labels is None else self.labels[rows], names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,25 +100,16 @@ class PairData:
             if not len(pairs):
                 raise DataError(f"{split} holds no pairs")
             for view in ("image", "text"):
-                expected, got = (
-                    tuple(getattr(self.train, view).shape[1:]),
-                    tuple(getattr(pairs, view).shape[1:]),
-                )
-                if got != expected:
-                    raise DataError(
-                        f"{split} {view} must have rows of shape {expected} as in train, got {got}"
-                    )
+                shape, needed = (tuple(getattr(p, view).shape[1:]) for p in (pairs, self.train))
+                if shape != needed:
+                    raise DataError(f"{split} {view} must have rows of shape {needed} as in train, got {shape}")
             if (pairs.labels is None) != (self.train.labels is None):
                 raise DataError(f"{split} and train must both have labels or both have none")
             if pairs.labels is None or self.classes is None:
                 continue
             if pairs.labels.ndim == 2 and pairs.labels.shape[1] != len(self.classes):
-                raise DataError(
-                    f"{split} labels must have {len(self.classes)} columns, got {pairs.labels.shape[1]}"
-                )
+                raise DataError(f"{split} labels must have {len(self.classes)} columns, got {pairs.labels.shape[1]}")
             if pairs.labels.ndim == 1 and int(pairs.labels.max()) >= len(self.classes):
                 row = int((pairs.labels >= len(self.classes)).nonzero()[0])
                 got = int(pairs.labels[row])
-                raise DataError(
-                    f"{split} labels must lie in 0..{len(self.classes) - 1}, got {got} in row {row}"
-                )
+                raise DataError(f"{split} labels must lie in 0..{len(self.classes) - 1}, got {got} in row {row}")
