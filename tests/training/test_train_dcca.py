@@ -169,7 +169,11 @@ def test_one_cycle_rises_and_falls():
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
         ({"monitor": "accuracy"}, "monitor must be one of recall@1, .* got 'accuracy'"),
-        ({"dropout": 1.0}, r"dropout must lie in 0..1, got 1.0"),
+        ({"dropout": 1.0}, r"dropout must be at least 0 and less than 1, got 1.0"),
+        ({"precision": "8"}, r"precision must be one of 32-true, bf16-mixed, 16-mixed, got '8'"),
+        ({"ridge": -1.0}, r"ridge must not be negative, got -1.0"),
+        ({"top_k": 5}, r"top_k must lie in 1..4, the outputs, got 5"),
+        ({"hidden": (0,)}, r"hidden must be at least 1, got 0"),
         ({"image_branch": "mlp"}, r"image_branch must be cnn or alexnet for images of shape \(1, 16, 16\), got 'mlp'"),
         ({"image_branch": "vit"}, r"image_branch must be cnn or alexnet .* got 'vit'"),
     ],
@@ -194,7 +198,7 @@ def test_devices_and_runs_that_are_not_there(tiny, tmp_path):
         train_dcca(tiny, CONFIG, tmp_path, device="cuda:99")
     with pytest.raises(UserError, match="holds no checkpoint to resume from"):
         train_dcca(tiny, CONFIG, tmp_path, device="cpu", resume=True)
-    with pytest.raises(UserError, match="holds no run: there is no config.json"):
+    with pytest.raises(UserError, match="holds no run: there is no config"):
         load_run(tmp_path / "nothing")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"cannot read .*config.json"):
