@@ -74,9 +74,11 @@ class MomentAccumulator:
             self._add(a.to(wide), b.to(wide))
 
     def _add(self, x: Tensor, y: Tensor) -> None:
-        # Without the shift, the block's own mean would be rounded in units of a large mean.
-        shift_x, shift_y = (self.mean_x.to(x), self.mean_y.to(y)) if self.count else (x.mean(0), y.mean(0))
-        x, y = x - shift_x, y - shift_y
+        if x.dtype == torch.float64:
+            shift_x, shift_y = x.new_zeros(()), y.new_zeros(())
+        else:  # or the block's own mean would be rounded in units of a large mean
+            shift_x, shift_y = (self.mean_x.to(x), self.mean_y.to(y)) if self.count else (x.mean(0), y.mean(0))
+            x, y = x - shift_x, y - shift_y
         if len(x) == 1:
             self._merge(1, shift_x.double() + x[0], shift_y.double() + y[0], None)
             return
