@@ -83,7 +83,8 @@ def test_fewer_rows_than_outputs_in_single_precision():
     assert (gradients(chunked) - truth).norm() < 1e-4 * truth.norm()
 
 
-def test_dropout_drops_the_same_units_in_both_passes_and_the_stream_goes_on():
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_dropout_drops_the_same_units_in_both_passes_and_the_stream_goes_on(device):
     """Against a module that is told its masks: those that the random state at the call implies."""
 
     class Recorded(nn.Module):
@@ -97,22 +98,22 @@ def test_dropout_drops_the_same_units_in_both_passes_and_the_stream_goes_on():
             return out
 
     torch.manual_seed(3)
-    net, (x, _) = Recorded(), pairs(100)
+    generator = torch.default_generator if device == "cpu" else torch.cuda.default_generators[0]
+    net, (x, _) = Recorded().to(device), pairs(100)
     value = large_batch_loss(net, (x,), lambda out: out.square().sum(), chunk_size=32)
-    after = torch.get_rng_state()
-    drawn = torch.rand(3)  # what others draw between the passes
+    x = x.to(device)
+    after = generator.get_state()
+    drawn = torch.rand(3, device=device)  # what others draw between the passes
     value.backward()
     first, second = torch.cat(net.outputs[:4]), torch.cat(net.outputs[4:])
     assert torch.equal(first, second)
     assert 0.3 < (first == 0).double().mean() < 0.7
     # d/dW Σ out² = 2 Σ mask·out·x
     torch.testing.assert_close(net.linear.weight.grad, 2 * (first * 2).mT @ x)
-    torch.set_rng_state(after)
-    assert torch.equal(drawn, torch.rand(3))
-    following = torch.rand(1)
-    torch.set_rng_state(after)
-    torch.rand(3)
-    assert torch.equal(following, torch.rand(1)), "backward leaves the random state as it found it"
+    following = torch.rand(1, device=device)
+    generator.set_state(after)
+    assert torch.equal(drawn, torch.rand(3, device=device))
+    assert torch.equal(following, torch.rand(1, device=device)), "backward leaves the random state as it found it"
 
 
 def test_batch_norm_updates_its_figures_once_and_normalises_by_chunk():

@@ -6,8 +6,9 @@ the parameters get what one process with the concatenated batch would give them.
 of rows, at least one each.
 
 All processes of the group must call the same function at the same time. They first exchange a small header, so that
-arguments that do not fit, on whichever rank, are a ValueError or TypeError on every rank. Where a process dies, the
-others get a RuntimeError, with gloo at once, otherwise after the timeout of the group.
+arguments that do not fit, on whichever rank, are a ValueError or TypeError on every rank. Where a process dies, gloo
+gives the others a RuntimeError at once, and where one hangs, after the timeout of the group; NCCL's watchdog ends them
+after the timeout.
 """
 
 from .._collective import answering
