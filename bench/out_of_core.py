@@ -100,7 +100,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         write_pairs(Path(folder), 10**5 if options.quick else 10**6)
-        found = common.in_subprocess(measure, folder, options.workers, timeout=1200)
+        found = common.in_subprocess(measure, folder, options.workers, timeout=3600)
     if not isinstance(found, dict):
         raise SystemExit(found)
     machine = {**common.machine("cpu"), "threads": torch.get_num_threads()}
