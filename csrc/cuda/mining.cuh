@@ -27,6 +27,7 @@ struct MiningTask {
 namespace detail {
 
 constexpr int mining_slice = 16;  // depth that is in shared memory at once
+constexpr unsigned long long infinity_bits = 0x7ff0000000000000ull;
 
 template <typename To, typename From>
 __device__ __forceinline__ To bits_as(From x) {
@@ -152,47 +153,44 @@ __global__ void __launch_bounds__(MiningShape<T, TILE>::threads) mine_tile(const
     __syncthreads();
   }
 
-  // From products to squared distances, and what each pair is: 2 bits, positive and negative.
+  // From products to squared distances, and what each of the thread's pairs is: a bit for the fragment's number.
+  const auto bit = [](int d, int j, int i) { return (d * Shape::across + j) * 4 + i; };
+  static_assert(Shape::down * Shape::across * 4 <= 64);
   const T slack = static_cast<T>(p.anchor.columns + 32) * (sizeof(T) == 4 ? T(1.2e-7) : T(2.3e-16));
   const T* a_norms = static_cast<const T*>(p.anchor_norms);
   const T* r_norms = static_cast<const T*>(p.ref_norms);
-  unsigned long long kinds = 0;
-  static_assert(Shape::down * Shape::across * 4 * 2 <= 128);
-  unsigned long long kinds_high = 0;
+  unsigned long long positive = 0, negative = 0;
 #pragma unroll
   for (int d = 0; d < Shape::down; ++d)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int in_row = warp_row + 16 * d + g + 8 * half, row = row0 + in_row;
       const T a_norm = row < m ? a_norms[row] : T(-1);
-      int positives = 0, negatives = 0;
 #pragma unroll
       for (int j = 0; j < Shape::across; ++j)
 #pragma unroll
-        for (int side = 0; side < 2; ++side) {
-          const int column = column0 + warp_column + 8 * j + 2 * t + side, i = 2 * half + side;
+        for (int i = 2 * half; i < 2 * half + 2; ++i) {
+          const int column = column0 + warp_column + 8 * j + 2 * t + i % 2;
           const T r_norm = column < n ? r_norms[column] : T(-1);
           sum[d][j][i] = a_norm + r_norm - 2 * sum[d][j][i];
           if (a_norm < 0 || r_norm < 0 || (p.exclude_diagonal && row == column)) continue;
-          const bool same = share_a_label(p, row, column);
-          positives += same, negatives += !same;
-          const int at = 2 * ((d * Shape::across + j) * 4 + i);
-          (at < 64 ? kinds : kinds_high) |= (same ? 1ull : 2ull) << at % 64;
+          (share_a_label(p, row, column) ? positive : negative) |= 1ull << bit(d, j, i);
         }
       if (task.counts) {
-        for (int offset = 1; offset < 4; offset <<= 1) {
-          positives += __shfl_xor_sync(~0u, positives, offset);
-          negatives += __shfl_xor_sync(~0u, negatives, offset);
+        const unsigned long long here = 0x3333ull << 2 * half << bit(d, 0, 0);  // the row's bits
+        int counts[2] = {__popcll(positive & here), __popcll(negative & here)};
+        for (int kind = 0; kind < 2; ++kind) {
+          for (int offset = 1; offset < 4; offset <<= 1) counts[kind] += __shfl_xor_sync(~0u, counts[kind], offset);
+          if (t == 0) atomicAdd(&count[kind][in_row], counts[kind]);
         }
-        if (t == 0) atomicAdd(&count[0][in_row], positives), atomicAdd(&count[1][in_row], negatives);
       }
     }
 
   for (int c = 0; c < task.choices; ++c) {
     const Choice& choice = task.choice[c];
-    const unsigned wanted = choice.positive ? 1 : 2;
+    const unsigned long long wanted = choice.positive ? positive : negative;
     const T sign = choice.farthest ? T(1) : T(-1);
-    // Measured values reach at least this much, for some reference of the tile; then also of the tiles before.
+    // What the best of the tile surely reaches, and then the best of all tiles so far.
 #pragma unroll
     for (int d = 0; d < Shape::down; ++d)
 #pragma unroll
@@ -204,11 +202,10 @@ __global__ void __launch_bounds__(MiningShape<T, TILE>::threads) mine_tile(const
 #pragma unroll
         for (int j = 0; j < Shape::across; ++j)
 #pragma unroll
-          for (int side = 0; side < 2; ++side) {
-            const int at = 2 * ((d * Shape::across + j) * 4 + 2 * half + side);
-            if (!((at < 64 ? kinds : kinds_high) >> at % 64 & wanted)) continue;
-            const int column = column0 + warp_column + 8 * j + 2 * t + side;
-            const T square = sum[d][j][2 * half + side], error = slack * (a_norm + r_norms[column]);
+          for (int i = 2 * half; i < 2 * half + 2; ++i) {
+            if (!(wanted >> bit(d, j, i) & 1)) continue;
+            const T square = sum[d][j][i];
+            const T error = slack * (a_norm + r_norms[column0 + warp_column + 8 * j + 2 * t + i % 2]);
             if (choice.floor && !(square - error > floor)) continue;
             const unsigned long long value = ordered(static_cast<double>(sign * square - error));
             if (value > best) best = value;
@@ -226,28 +223,34 @@ __global__ void __launch_bounds__(MiningShape<T, TILE>::threads) mine_tile(const
         if (before > bound[c][i]) bound[c][i] = before;
       }
     __syncthreads();
+    unsigned long long candidates = 0;
 #pragma unroll
     for (int d = 0; d < Shape::down; ++d)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int in_row = warp_row + 16 * d + g + 8 * half, row = row0 + in_row;
         const T a_norm = row < m ? a_norms[row] : T(0);
-        const double floor = choice.floor && row < m ? choice.floor[row] : -1.0;
-        const unsigned long long least = bound[c][in_row];
+        const T floor = choice.floor && row < m ? static_cast<T>(choice.floor[row]) : T(-1);
+        const double least = bound[c][in_row] ? number(bound[c][in_row]) : -bits_as<double>(infinity_bits);
 #pragma unroll
         for (int j = 0; j < Shape::across; ++j)
 #pragma unroll
-          for (int side = 0; side < 2; ++side) {
-            const int at = 2 * ((d * Shape::across + j) * 4 + 2 * half + side);
-            if (!((at < 64 ? kinds : kinds_high) >> at % 64 & wanted)) continue;
-            const int column = column0 + warp_column + 8 * j + 2 * t + side;
-            const T square = sum[d][j][2 * half + side], error = slack * (a_norm + r_norms[column]);
-            if (choice.floor && !(square + error > static_cast<T>(floor))) continue;
-            if (least && static_cast<double>(sign * square + error) < number(least)) continue;
-            const double exact = exact_square(p, row, column);
-            if (exact > floor) atomicMax(&choice.key[row], key_of(task, choice.farthest, exact, column));
+          for (int i = 2 * half; i < 2 * half + 2; ++i) {
+            if (!(wanted >> bit(d, j, i) & 1)) continue;
+            const T square = sum[d][j][i];
+            const T error = slack * (a_norm + r_norms[column0 + warp_column + 8 * j + 2 * t + i % 2]);
+            if (choice.floor && !(square + error > floor)) continue;
+            if (static_cast<double>(sign * square + error) >= least) candidates |= 1ull << bit(d, j, i);
           }
       }
+    for (; candidates; candidates &= candidates - 1) {
+      const int at = __popcll((candidates & -candidates) - 1);
+      const int row = row0 + warp_row + 16 * (at / (4 * Shape::across)) + g + 8 * (at % 4 / 2);
+      const int column = column0 + warp_column + 8 * (at / 4 % Shape::across) + 2 * t + at % 2;
+      const double exact = exact_square(p, row, column);
+      if (!choice.floor || exact > choice.floor[row])
+        atomicMax(&choice.key[row], key_of(task, choice.farthest, exact, column));
+    }
   }
   if (task.counts)
     for (int i = threadIdx.x; i < TILE; i += Shape::threads)
@@ -268,7 +271,7 @@ __global__ void read_keys(const __grid_constant__ MiningTask task, std::int64_t*
   const double exact = key ? exact_square(task.pairs, i, j) : 0.0;
   index[i] = j;
   distance[i] = static_cast<T>(sqrt(exact));
-  if (square) square[i] = key ? exact : bits_as<double>(0x7ff0000000000000ull);
+  if (square) square[i] = key ? exact : bits_as<double>(infinity_bits);
 }
 
 // A warp per row: |x − shift|², −1 where it is not finite.
