@@ -1,4 +1,4 @@
-"""Every CUDA kernel of the moments and the trace norm once, at small sizes, for compute-sanitizer:
+"""Every CUDA kernel once, at small sizes, for compute-sanitizer:
 
 compute-sanitizer --tool memcheck|racecheck|initcheck|synccheck --error-exitcode 1 python tests/gpu/sanitize.py
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from xmodal_ops import covariance, trace_norm_loss, whiten
+from xmodal_ops import covariance, mine_triplets, trace_norm_loss, whiten
 from xmodal_ops.ops import _cuda_trace_norm
 
 
@@ -19,6 +19,11 @@ def main() -> None:
             trace_norm_loss(x, y).backward()
             sum(part.sum() for part in covariance(x, y)).backward()
             whiten(x, ridge=0.1).sum().backward()
+        for m, n, d in ((37, 53, 7), (300, 260, 40)):
+            anchor, ref = (torch.randn(rows, d, device="cuda").to(dtype) for rows in (m, n))
+            labels, ref_labels = (torch.randint(4, (rows,), device="cuda") for rows in (m, n))
+            for negative in ("hard", "semihard"):
+                mine_triplets(anchor, labels, ref, ref_labels, negative=negative)
     t = 0.1 * torch.randn(300, 1500, device="cuda")  # tiles of 128 on the largest chips
     _cuda_trace_norm._cuda.products("tn", _cuda_trace_norm.Product(
         (_cuda_trace_norm.Term(t, t),), torch.empty(1500, 1500, device="cuda"), True), tile=128)  # fmt: skip

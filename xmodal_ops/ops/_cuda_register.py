@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..reference import trace_norm, whiten
-from . import _cuda_moments, _cuda_trace_norm
+from ..reference import trace_norm, triplets, whiten
+from . import _cuda_mining, _cuda_moments, _cuda_trace_norm
 from ._cuda import with_fallback
 from ._library import implement
 from .covariance import _backward as covariance_backward
@@ -16,6 +16,7 @@ def register() -> None:
         ("covariance_backward", _cuda_moments.covariance_backward, covariance_backward, "kernels"),
         ("whiten", _cuda_moments.whiten, whiten.whiten, "kernels; torch for zca"),
         ("whiten_backward", _cuda_moments.whiten_backward, whiten.whiten_backward, "kernels; torch for zca"),
+        ("mine_triplets", _cuda_mining.mine_triplets, triplets.mine_triplets, "kernels; torch for random negatives"),
         ("trace_norm", _cuda_trace_norm.trace_norm, trace_norm.trace_norm, "kernels; torch for top_k"),
     ):
         implement(name, with_fallback(kernels, portable), "CUDA", path)
