@@ -133,6 +133,8 @@ def cuda_small_trace_norm(
     yy: int,
     rx: float,
     ry: float,
+    top_k: int,
+    sigma: int,
     value: int,
     gxx: int,
     gxy: int,
