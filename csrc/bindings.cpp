@@ -237,6 +237,7 @@ void bind_cuda(py::module_& module) {
   bind_products(module);
   bind_trace_norm(module);
   module.attr("with_cuda") = true;
+  module.def("cuda_set_device", [](int index) { check(cuda::set_device(index)); });
   module.def("cuda_archs", &xmodal::cuda::architectures, "The architectures that this binary holds code for.");
   module.def("cuda_unavailable", &xmodal::cuda::unavailable, "Why no kernel can run here; empty where one can.");
 #else

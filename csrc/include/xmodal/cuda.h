@@ -17,6 +17,10 @@ std::vector<std::string> architectures();
 // Empty where a device can run these kernels; otherwise one line that says what is missing.
 std::string unavailable();
 
+// Makes the launches of this thread go to a device: this module's CUDA runtime is not torch's, and has a current
+// device of its own.
+int set_device(int index);
+
 // What an error that a launch returned means.
 std::string error_string(int error);
 
