@@ -3,8 +3,8 @@
     python bench/covariance.py [--device cpu|cuda]
 
 Writes bench/results/<device or card>/covariance.{json,md} as it goes. On CUDA: us | TFLOPS | share of floor |
-× textbook | × strong | peak MiB | error, where the floor is what the measured ceilings of the card allow, textbook is
-three products of centred copies in eager torch, and strong the same under torch.compile.
+× textbook | × strong | peak MiB | error, where the floor is what the card's measured ceilings allow, textbook is three
+products of centred copies in eager torch, and strong the same under torch.compile.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from xmodal_ops.reference import trace_norm as reference
 SIZES = [(512, 64, 2.5), (1024, 256, 1.6), (4096, 1024, 1.4), (256, 1024, 30), (256, 4096, 500)]
 
 
-def losses(device: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+def losses() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """All candidates by name, ours first."""
     found = {"xmodal_ops": trace_norm_loss, "textbook": textbook_loss, "cca_zoo": cca_zoo_loss()}
     return {name: loss for name, loss in found.items() if loss is not None}
@@ -41,17 +41,17 @@ def step(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Call
     return run
 
 
-def peak(name: str, m: int, d: int, device: str, threads: int) -> float:
+def peak(name: str, m: int, d: int, threads: int) -> float:
     """MiB that one step of a candidate takes beyond its inputs, after a small one has loaded the libraries."""
     torch.set_num_threads(threads)
-    loss = losses(device)[name]
-    step(loss, *views(40, 8, 8, device))()
-    return memory_growth(step(loss, *views(m, d, d, device)), device)
+    loss = losses()[name]
+    step(loss, *views(40, 8, 8))()
+    return memory_growth(step(loss, *views(m, d, d)))
 
 
-def errors(m: int, d: int, device: str) -> dict[str, float]:
+def errors(m: int, d: int) -> dict[str, float]:
     """Relative error of value and gradient against fp64."""
-    x, y = views(m, d, d, device)
+    x, y = views(m, d, d)
     truth = reference.trace_norm(x.double(), y.double(), RIDGE, RIDGE, d, True, False)
     x.requires_grad_()
     loss = trace_norm_loss(x, y)
@@ -73,24 +73,23 @@ def main() -> None:
 
         return trace_norm_cuda.main()
     torch.set_num_threads(options.threads)
-    device = options.device
     results: dict[str, Any] = {
-        "machine": machine(device),
+        "machine": machine("cpu"),
         "work": "trace norm loss, forward + backward, fp32",
         "rows": [],
     }
-    candidates = losses(device)
+    candidates = losses()
     others = [name for name in candidates if name != "xmodal_ops"]
     columns = ["m", "d", "ours ms", *(f"× {name}" for name in others), "goal", "MiB", *(f"{n} MiB" for n in others)]
     columns += ["value error", "gradient error"]
     for m, d, goal in SIZES:
         if options.quick and m * d >= 256 * 4096:
             continue
-        x, y = views(m, d, d, device)
+        x, y = views(m, d, d)
         # At (256, 4096) a baseline takes minutes: one call of the textbook alone.
-        chosen = {n: loss for n, loss in candidates.items() if d < 4096 or device == "cuda" or n != "cca_zoo"}
-        ms = side_by_side({n: step(loss, x, y) for n, loss in chosen.items()}, device)
-        memory = {n: in_subprocess(peak, n, m, d, device, options.threads) for n in chosen if ms[n] < 20e3}
+        chosen = {n: loss for n, loss in candidates.items() if d < 4096 or n != "cca_zoo"}
+        ms = side_by_side({n: step(loss, x, y) for n, loss in chosen.items()})
+        memory = {n: in_subprocess(peak, n, m, d, options.threads) for n in chosen if ms[n] < 20e3}
         row = {
             "m": m,
             "d": d,
@@ -98,11 +97,11 @@ def main() -> None:
             "ratio": {n: ms[n] / ms["xmodal_ops"] for n in others if n in ms},
             "goal": goal,
             "peak_mib": memory,
-            "error": errors(m, d, device),
+            "error": errors(m, d),
         }
         results["rows"].append(row)
         table = markdown(columns, [line(row, others) for row in results["rows"]])
-        write("trace_norm", device, results, f"# Trace norm loss, forward + backward, fp32\n\n{table}")
+        write("trace_norm", "cpu", results, f"# Trace norm loss, forward + backward, fp32\n\n{table}")
     print(table)
 
 

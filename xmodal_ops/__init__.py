@@ -1,15 +1,14 @@
 """Fused, exact operations for cross-modal learning in PyTorch, and the models DCCA and ACMR on top of them."""
 
-try:
-    from . import _C
-except ModuleNotFoundError as error:
-    if error.name != "xmodal_ops._C":
-        raise
+from importlib.util import find_spec
+
+if find_spec("xmodal_ops._C") is None:
     raise ImportError(
         f"xmodal_ops was found in {__path__[0]}, where its native module has not been built: "
         "run `pip install -e .` there, or leave that directory to use the installed package"
-    ) from None
+    )
 
+from . import _C
 from ._build import build_info
 from ._version import __version__
 from .ops import (

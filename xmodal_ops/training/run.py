@@ -1,0 +1,109 @@
+"""Run directories: where a training keeps its configuration, checkpoints, figures and pictures."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._version import __version__
+from ..data import PairData
+
+
+class UserError(ValueError):
+    """Something that the user can put right: a directory, a device, an option. The message is one line."""
+
+
+class RunDirectory:
+    """The files of one training.
+
+    ``config.json`` says how to build it all anew, ``last.ckpt`` is the end of the last finished epoch, ``best.ckpt``
+    that of the best one on the validation split, ``model.pt`` the finished model; then ``history.csv``,
+    ``metrics.json``, ``loss.png`` and ``retrieval.png``.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.last = self.path / "last.ckpt"
+        self.best = self.path / "best.ckpt"
+        self.model = self.path / "model.pt"
+        self.history = self.path / "history.csv"
+        self.metrics = self.path / "metrics.json"
+        self.loss = self.path / "loss.png"
+        self.retrieval = self.path / "retrieval.png"
+
+    def prepare(self) -> None:
+        """Makes the directory and proves that it can be written, before any work is spent."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise UserError(f"cannot write to the output directory {self.path}: {error.strerror or error}") from None
+
+    def clear(self) -> None:
+        """Removes an earlier run's files, and nothing else."""
+        for file in vars(self).values():
+            if file != self.path:
+                file.unlink(missing_ok=True)
+
+    def write(self, file: Path, content: Any) -> None:
+        """Writes JSON."""
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def describe(
+        self, model: str, data: PairData, source: Mapping[str, Any] | None, options: Mapping[str, Any], **rest: Any
+    ) -> None:
+        """Writes ``config.json``. ``source`` says where the data come from, in the words of the command line."""
+        source = dict(source or {"data": data.name})
+        head = {"model": model, "version": __version__, "data": source, "shapes": shapes(data)}
+        self.write(self.config, {**head, "options": dict(options), **rest})
+
+    def read_config(self) -> dict[str, Any]:
+        """What ``config.json`` holds."""
+        try:
+            config = json.loads(self.config.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{self.path} holds no run: there is no config.json in it") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {self.config}: {error}") from None
+        if not isinstance(config, dict) or "model" not in config:
+            raise UserError(f"cannot read {self.config}: it is not the configuration of a run")
+        return config
+
+
+def shapes(data: PairData) -> dict[str, list[int]]:
+    """The shape of one item of either view."""
+    return {"image": list(data.train.image.shape[1:]), "text": list(data.train.text.shape[1:])}
+
+
+def check_shapes(config: Mapping[str, Any], data: PairData) -> None:
+    """Refuses data that the model of a run cannot take."""
+    for view, shape in shapes(data).items():
+        if config["shapes"][view] != shape:
+            raise UserError(f"{view} must have items of shape {config['shapes'][view]} for this run, got {shape}")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name: auto, cpu, cuda, cuda:N, mps."""
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        found = f"torch {torch.__version__} finds {count} CUDA device{'s' * (count != 1)}"
+        raise UserError(f"device {name} is not available: {found}; use --device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"device {name} is not available here; use --device cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name!r}")
+    return device
