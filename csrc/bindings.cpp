@@ -143,8 +143,9 @@ void bind_trace_norm(py::module_& module) {
   module.def("cuda_small_workspace", &cuda::small_workspace);
   module.def("cuda_small_trace_norm",
              [](const cuda::Matrix& x, const cuda::Matrix& y, std::uintptr_t xx, std::uintptr_t xy, std::uintptr_t yy,
-                double rx, double ry, std::uintptr_t value, std::uintptr_t gxx, std::uintptr_t gxy, std::uintptr_t gyx,
-                std::uintptr_t gyy, std::uintptr_t workspace, bool wide, std::uintptr_t stream) {
+                double rx, double ry, int top_k, std::uintptr_t sigma, std::uintptr_t value, std::uintptr_t gxx,
+                std::uintptr_t gxy, std::uintptr_t gyx, std::uintptr_t gyy, std::uintptr_t workspace, bool wide,
+                std::uintptr_t stream) {
                const cuda::SmallTraceNorm task{x,
                                                y,
                                                pointer<void>(xx),
@@ -152,6 +153,8 @@ void bind_trace_norm(py::module_& module) {
                                                pointer<void>(yy),
                                                rx,
                                                ry,
+                                               top_k,
+                                               pointer<void>(sigma),
                                                pointer<void>(value),
                                                pointer<void>(gxx),
                                                pointer<void>(gxy),
@@ -272,6 +275,7 @@ void bind_cuda(py::module_& module) {
   bind_trace_norm(module);
   bind_mining(module);
   module.attr("with_cuda") = true;
+  module.def("cuda_set_device", [](int index) { check(cuda::set_device(index)); });
   module.def("cuda_archs", &xmodal::cuda::architectures, "The architectures that this binary holds code for.");
   module.def("cuda_unavailable", &xmodal::cuda::unavailable, "Why no kernel can run here; empty where one can.");
 #else

@@ -14,6 +14,8 @@ std::vector<std::string> architectures() {
   return names;
 }
 
+int set_device(int index) { return cudaSetDevice(index); }
+
 std::string error_string(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 
 std::string unavailable() {

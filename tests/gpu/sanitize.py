@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from xmodal_ops import covariance, mine_triplets, trace_norm_loss, whiten
+from xmodal_ops import canonical_correlations, covariance, mine_triplets, trace_norm_loss, whiten
 from xmodal_ops.ops import _cuda_trace_norm
 
 
@@ -17,6 +17,8 @@ def main() -> None:
         for m, dx, dy in ((70, 33, 17), (600, 17, 20), (150, 100, 90), (200, 140, 30), (30, 40, 50), (30, 40, 7)):
             x, y = (torch.randn(m, d, device="cuda").to(dtype).requires_grad_() for d in (dx, dy))
             trace_norm_loss(x, y).backward()
+            trace_norm_loss(x, y, top_k=2).backward()
+            canonical_correlations(x, y)
             sum(part.sum() for part in covariance(x, y)).backward()
             whiten(x, ridge=0.1).sum().backward()
         for m, n, d in ((37, 53, 7), (300, 260, 40)):
