@@ -9,10 +9,23 @@ import torch
 
 from xmodal_ops.data import PairData
 from xmodal_ops.models import DCCA
-from xmodal_ops.training import DCCAConfig, UserError, embed, evaluate, load_run, train_dcca
-from xmodal_ops.training.lightning import EpochSampler, one_cycle
+from xmodal_ops.training import DCCAConfig, Interrupted, UserError, embed, evaluate, load_run, report, train_dcca
+from xmodal_ops.training.lightning import EpochSampler, StepCallback, one_cycle
 
 CONFIG = DCCAConfig(epochs=3, batch_size=100, output_dim=4, hidden=(16,), learning_rate=1e-2)
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than training here: only tests with the fixture `pictures` do it."""
+    if "pictures" not in request.fixturenames:
+        for name in ("loss_curve", "retrieval_picture"):
+            monkeypatch.setattr(report, name, lambda *_, **__: None)
+
+
+@pytest.fixture
+def pictures() -> None:
+    pass
 
 
 def weights(model: DCCA) -> dict[str, torch.Tensor]:
@@ -24,7 +37,7 @@ def same(a: DCCA, b: DCCA) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_run_leaves_everything(tiny, tmp_path, capsys):
+def test_a_run_leaves_everything(tiny, tmp_path, capsys, pictures):
     result = train_dcca(tiny, CONFIG, tmp_path / "a" / "b", device="cpu", source={"data": "tiny"})
     run = tmp_path / "a" / "b"
     assert {path.name for path in run.iterdir()} == {
@@ -78,8 +91,6 @@ def test_equal_seeds_give_equal_runs(tiny, tmp_path, augment):
 
 def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in a training step."""
-    from xmodal_ops.training.lightning import StepCallback
-
     seen = []
 
     def raise_later(self, trainer, module, *rest):
@@ -92,8 +103,6 @@ def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("steps", "finished"), [(2, 0), (3, 0), (5, 1), (7, 2)])
 def test_an_interrupted_run_resumes_to_the_same_end(tiny, tmp_path, monkeypatch, steps, finished):
-    from xmodal_ops.training import Interrupted
-
     whole = train_dcca(tiny, CONFIG, tmp_path / "whole", device="cpu")
     with monkeypatch.context() as patch:
         interrupt_after(steps, patch)
@@ -139,7 +148,7 @@ def test_a_new_run_replaces_the_files_of_an_old_one_only(tiny, tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_features_take_an_mlp_and_a_list_of_names(tiny_features, tmp_path):
+def test_features_take_an_mlp_and_a_list_of_names(tiny_features, tmp_path, pictures):
     result = train_dcca(tiny_features, CONFIG, tmp_path, device="cpu")
     assert type(result.model.image_branch).__name__ == "MLP"
     assert (tmp_path / "retrieval.png").stat().st_size > 10_000
