@@ -40,6 +40,22 @@ def _fake(
     return value, stats, *gradient_fakes(anchor, ref, need_anchor, need_ref)
 
 
+def _fake_weighted(
+    anchor: Tensor,
+    ref: Tensor,
+    anchor_labels: Tensor,
+    ref_labels: Tensor,
+    pull: Tensor,
+    push: Tensor,
+    pull_ref: Tensor,
+    push_ref: Tensor,
+    margin: float,
+    need_anchor: bool,
+    need_ref: bool,
+) -> tuple[Tensor, ...]:
+    return _fake(anchor, ref, anchor_labels, ref_labels, margin, 0.0, False, need_anchor, need_ref)
+
+
 def _cpu(
     anchor: Tensor,
     ref: Tensor,
@@ -51,8 +67,24 @@ def _cpu(
     need_anchor: bool,
     need_ref: bool,
 ) -> tuple[Tensor, ...]:
-    of_anchors, of_refs = reference.count_pairs(anchor_labels, ref_labels)
-    weights = reference.structure_weights(of_anchors, of_refs, gamma, mean)
+    weights = reference.structure_weights(*reference.count_pairs(anchor_labels, ref_labels), gamma, mean)
+    return _cpu_weighted(anchor, ref, anchor_labels, ref_labels, *weights, margin, need_anchor, need_ref)
+
+
+def _cpu_weighted(
+    anchor: Tensor,
+    ref: Tensor,
+    anchor_labels: Tensor,
+    ref_labels: Tensor,
+    pull: Tensor,
+    push: Tensor,
+    pull_ref: Tensor,
+    push_ref: Tensor,
+    margin: float,
+    need_anchor: bool,
+    need_ref: bool,
+) -> tuple[Tensor, ...]:
+    weights = tuple(w.double().contiguous() for w in (pull, push, pull_ref, push_ref))
     by_class = anchor_labels.ndim == 1
     if by_class:
         # With classes side by side, most blocks of pairs are of different classes altogether; where these are
@@ -89,6 +121,16 @@ define(
     _fake,
 )
 implement("structure_preserving", _cpu, "CPU", "C++")
+
+# A part of the pairs with weights that count all of them: for xmodal_ops.distributed.
+define(
+    "weighted_structure_preserving(Tensor anchor, Tensor ref, Tensor anchor_labels, Tensor ref_labels, Tensor pull, "
+    "Tensor push, Tensor pull_ref, Tensor push_ref, float margin, bool need_anchor, bool need_ref) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    reference.weighted_structure_preserving,
+    _fake_weighted,
+)
+implement("weighted_structure_preserving", _cpu_weighted, "CPU", "C++")
 
 
 class _StructurePreserving(torch.autograd.Function):
