@@ -2,6 +2,7 @@
 //
 //   value = ⟨P, T⟩    Gxy = Lx⁻ᵀ P Ly⁻¹    Gxx = −½ Lx⁻ᵀ sym(P Tᵀ) Lx⁻¹    Gyy = −½ Ly⁻ᵀ sym(Pᵀ T) Ly⁻¹
 //
+// with P from the leading k singular pairs where only those count.
 // One block does it all, in six square matrices of which as many as fit lie in shared memory. They are padded
 // with zeros to multiples of 16, the covariances with ones on the diagonal, so that no product has edges.
 #pragma once
