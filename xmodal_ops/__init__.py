@@ -11,6 +11,8 @@ if find_spec("xmodal_ops._C") is None:
 from . import _C
 from ._build import build_info
 from ._version import __version__
+from .large_batch import large_batch_loss
+from .moments import MomentAccumulator
 from .ops import (
     Covariance,
     MinedTriplets,
@@ -31,12 +33,14 @@ __all__ = [
     "_C",
     "Covariance",
     "MinedTriplets",
+    "MomentAccumulator",
     "StructureStats",
     "TripletStats",
     "__version__",
     "build_info",
     "canonical_correlations",
     "covariance",
+    "large_batch_loss",
     "max_violation_loss",
     "mine_triplets",
     "pack_labels",

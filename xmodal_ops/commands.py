@@ -110,6 +110,7 @@ def train_dcca_command(
     seed: Seed = None,
     epochs: Epochs = None,
     batch_size: Annotated[int | None, _option("batch_size", "Pairs per step: several times the outputs.")] = None,
+    chunk_size: Annotated[int | None, _option("chunk_size", "Pairs whose activations fit; 0: all of them.")] = None,
     output_dim: Annotated[int | None, _option("output_dim", "Outputs of either branch.")] = None,
     ridge: Annotated[float | None, _option("ridge", "Added to the diagonals of the covariances.")] = None,
     top_k: Annotated[int | None, _option("top_k", "Count only so many leading correlations.")] = None,
@@ -146,7 +147,7 @@ def train_dcca_command(
         seed=seed, epochs=epochs, batch_size=batch_size, output_dim=output_dim, ridge=ridge, top_k=top_k, power=power,
         image_branch=image_branch, hidden=tuple(hidden) if hidden else None, dropout=dropout,
         learning_rate=learning_rate, weight_decay=weight_decay, augment=augment, patience=patience,
-        monitor=monitor, precision=precision,
+        monitor=monitor, precision=precision, chunk_size=chunk_size,
     )  # fmt: skip
     source = _source(data, path, font)
     if resume:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from . import _checks
+from .data.stream import PairStream
 
 SIMILARITIES = ("cosine", "dot", "euclidean")
 Array: TypeAlias = "Tensor | np.ndarray[Any, Any]"
@@ -97,20 +98,8 @@ def evaluate(
             ranks.append(_own_rank(scores, rows))
             if labels is not None:
                 precisions.append(_precisions(scores, _relevant(labels, rows)))
-        rank = torch.cat(ranks)
-        if labels is None:  # the own pair is the only relevant item, at position r
-            near = torch.where(rank <= _AT, 1 / rank, 0)
-            precision = torch.stack([1 / rank, near, near])
-        else:
-            precision = torch.cat(precisions, 1)
-        maps = precision[:, relevant > 0].mean(1).tolist()
-        return dict(zip(("map_all", "map_50", "map_50_hits"), maps)) | {
-            "recall@1": (rank <= 1).double().mean().item(),
-            "recall@5": (rank <= 5).double().mean().item(),
-            "recall@10": (rank <= 10).double().mean().item(),
-            "median_rank": rank.quantile(0.5).item(),
-            "mrr": (1 / rank).mean().item(),
-        }
+        precision = torch.cat(precisions, 1)[:, relevant > 0] if labels is not None else None
+        return _of_ranks(torch.cat(ranks), precision)
 
     there = direction("image to text", image, text)
     back = direction("text to image", text, image)
@@ -123,6 +112,82 @@ def evaluate(
         "gallery": n,
         "queries": len(own),
         "queries_without_relevant": int((relevant == 0).sum()),
+    }
+
+
+def evaluate_stream(
+    pairs: PairStream,
+    *,
+    queries: int | Array = 1000,
+    transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    similarity: str = "cosine",
+    seed: int = 0,
+    chunk_size: int = 16384,
+    workers: int = 2,
+    progress: bool = False,
+) -> Evaluation:
+    """`evaluate` without labels, of pairs in files larger than memory: sampled queries against every pair.
+
+    The figures are those of ``evaluate(image, text, queries=rows)``. n queries of n pairs are n² similarities: at
+    10⁶ pairs with 512 columns 10¹⁵ operations, so a sample is taken; q queries estimate a recall to ± 0.5 / √q.
+
+    queries      how many rows are drawn, without repetition, or the rows themselves, int64 (q,)
+    transform    what maps a chunk (image, text) into the common space, such as ``LinearCCA.transform``
+    seed         of the rows that are drawn
+    chunk_size   pairs in memory at a time
+    workers      processes that read ahead
+    progress     shows a progress bar (needs rich)
+
+    Time O(q n d) after one pass over the files, memory O(q d + chunk_size (d + q)). Raises as `evaluate`, and
+    DataError for files that cannot be read.
+    """
+    n = len(pairs)
+    if isinstance(queries, int):
+        if not 1 <= queries <= n:
+            raise ValueError(f"queries must lie in 1..{n} (the number of pairs), got {queries}")
+        own = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:queries]
+    else:
+        own = torch.as_tensor(queries)
+        own = _rows(own, torch.empty(n, 0, device=own.device)).cpu()
+
+    def embed(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        if transform is not None:
+            image, text = transform(image, text)
+        # A chunk's own centre is not the gallery's: in float64, distances do without.
+        return _embeddings(image, text, "image", "text", "dot" if similarity == "euclidean" else similarity)
+
+    with torch.no_grad():
+        image, text = embed(pairs.image[own.numpy()], pairs.text[own.numpy()])
+        own = own.to(image.device)
+        # Partner by partner, as one product would take memory for all of them.
+        mine = [
+            torch.cat([_similarities(q[None], g[None], similarity)[0] for q, g in zip(a, b)])
+            for a, b in ((image, text), (text, image))
+        ]
+        before = [torch.zeros(len(own), device=image.device, dtype=torch.float64) for _ in mine]
+        start = 0
+        for chunk in pairs.chunks(chunk_size, workers=workers, progress=progress):
+            galleries = reversed(embed(*chunk))
+            stop = start + len(chunk[0])
+            for count, query, gallery, score in zip(before, (image, text), galleries, mine):
+                for rows in torch.split(torch.arange(len(own), device=own.device), max(16, _HELD // (stop - start))):
+                    scores = _similarities(query[rows], gallery, similarity)
+                    column = torch.arange(start, stop, device=own.device)
+                    ahead = scores > score[rows, None]
+                    ahead |= (scores == score[rows, None]) & (column < own[rows, None])
+                    ahead &= column != own[rows, None]
+                    count[rows] += ahead.sum(1)
+            start = stop
+    there, back = (_of_ranks(count + 1) for count in before)
+    return {
+        "image_to_text": there,
+        "text_to_image": back,
+        "mean": {name: (there[name] + back[name]) / 2 for name in there},
+        "chance": chance(n),
+        "similarity": similarity,
+        "gallery": n,
+        "queries": len(own),
+        "queries_without_relevant": 0,
     }
 
 
@@ -174,6 +239,20 @@ def chance(gallery: int, relevant: Tensor | None = None) -> dict[str, float]:
         "recall@10": min(10 / n, 1.0),
         "median_rank": (n + 1) / 2,
         "mrr": harmonic[-1].item() / n,
+    }
+
+
+def _of_ranks(rank: Tensor, precision: Tensor | None = None) -> dict[str, float]:
+    """The figures of a direction from the ranks of own pairs (q,), and the precisions (3, ·) of `_precisions`."""
+    if precision is None:  # the own pair is the only relevant item, at position r
+        near = torch.where(rank <= _AT, 1 / rank, 0)
+        precision = torch.stack([1 / rank, near, near])
+    return dict(zip(("map_all", "map_50", "map_50_hits"), precision.mean(1).tolist())) | {
+        "recall@1": (rank <= 1).double().mean().item(),
+        "recall@5": (rank <= 5).double().mean().item(),
+        "recall@10": (rank <= 10).double().mean().item(),
+        "median_rank": rank.quantile(0.5).item(),
+        "mrr": (1 / rank).mean().item(),
     }
 
 

@@ -84,6 +84,10 @@ def test_pairset_refuses(change, message):
     assert str(info.value) == message
 
 
+def test_large_finite_values_are_welcome():
+    assert len(pairs(image=torch.full((6, 2), 3e38))) == 6  # though their sum is infinite
+
+
 def test_pairset_wants_tensors():
     with pytest.raises(TypeError, match=r"image must be a torch.Tensor, got list"):
         pairs(image=[[1.0]])

@@ -15,51 +15,10 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from ..moments import MomentAccumulator
 
 Array = Any  # a tensor, or whatever np.asarray reads; SciPy's sparse matrices too
 A = TypeVar("A")
-
-_ROWS = 16384  # rows that are copied to float64 at a time
-
-
-class Moments:
-    """Count, means and centred second moments of two views, accumulated chunk by chunk.
-
-    Two chunks merge by Chan, Golub & LeVeque (1983): the sums about either mean, plus the outer product of the
-    difference of the means. Nothing is ever squared before it is centred, so large means cost no digits.
-    """
-
-    count = 0
-    mean_x: Tensor
-    mean_y: Tensor
-    xx: Tensor
-    xy: Tensor
-    yy: Tensor
-
-    def update(self, x: Tensor, y: Tensor) -> None:
-        """Adds the rows of x (m, dx) and y (m, dy)."""
-        for a, b in zip(x.split(_ROWS), y.split(_ROWS)):
-            self._merge(_finite("x", a, self.count).double(), _finite("y", b, self.count).double())
-
-    def _merge(self, x: Tensor, y: Tensor) -> None:
-        m = x.shape[0]
-        mean_x, mean_y = x.mean(0), y.mean(0)
-        x, y = x - mean_x, y - mean_y
-        if self.count == 0:
-            self.mean_x, self.mean_y = mean_x, mean_y
-            self.xx, self.xy, self.yy = x.mT @ x, x.mT @ y, y.mT @ y
-        else:
-            dx, dy = mean_x - self.mean_x, mean_y - self.mean_y
-            scale = self.count * m / (self.count + m)
-            for total, a, b, da, db in (
-                (self.xx, x, x, dx, dx),
-                (self.xy, x, y, dx, dy),
-                (self.yy, y, y, dy, dy),
-            ):
-                total.addmm_(a.mT, b).addr_(da, db, alpha=scale)
-            self.mean_x += dx * (m / (self.count + m))
-            self.mean_y += dy * (m / (self.count + m))
-        self.count += m
 
 
 class Solution(NamedTuple):
@@ -111,7 +70,7 @@ class LinearCCA:
         self.ridge = ridge
         self.relative = relative
         self.power = power
-        self._moments: Moments | None = None
+        self._moments: MomentAccumulator | None = None
         self._solution: Solution | None = None
 
     # -- fitting ------------------------------------------------------------------------------------------------
@@ -132,8 +91,7 @@ class LinearCCA:
         x, y = _pair(x, y)
         x, x_basis = _rows_basis("x", x)
         y, y_basis = _rows_basis("y", y)
-        self._moments = Moments()
-        self._moments.update(x, y)
+        self._accumulate(x, y)
         self._solve(x_basis, y_basis)
         self._moments = None
         return self
@@ -141,13 +99,15 @@ class LinearCCA:
     def partial_fit(self, x: Array, y: Array) -> LinearCCA:
         """Adds the rows of one chunk to what earlier calls have seen; the model is solved when it is next used."""
         x, y = _pair(x, y, min_rows=1)
-        if self._moments is None:
-            self._moments = Moments()
-        elif (got := (x.shape[1], y.shape[1])) != (want := tuple(self._moments.xy.shape)):
-            raise ValueError(f"x and y must have {want[0]} and {want[1]} columns as before, got {got[0]} and {got[1]}")
-        self._moments.update(x, y)
+        self._accumulate(x, y)
         self._solution = None
         return self
+
+    def _accumulate(self, x: Tensor, y: Tensor) -> None:
+        moments = self._moments or MomentAccumulator(torch.float64)
+        dtype = torch.promote_types(x.dtype, y.dtype)
+        moments.update(_finite("x", x, moments.count).to(dtype), _finite("y", y, moments.count).to(dtype))
+        self._moments = moments
 
     def _solve(self, x_basis: Tensor | None = None, y_basis: Tensor | None = None) -> Solution:
         s = self._moments

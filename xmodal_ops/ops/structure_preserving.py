@@ -40,6 +40,22 @@ def _fake(
     return value, stats, *gradient_fakes(anchor, ref, need_anchor, need_ref)
 
 
+def _fake_weighted(
+    anchor: Tensor,
+    ref: Tensor,
+    anchor_labels: Tensor,
+    ref_labels: Tensor,
+    pull: Tensor,
+    push: Tensor,
+    pull_ref: Tensor,
+    push_ref: Tensor,
+    margin: float,
+    need_anchor: bool,
+    need_ref: bool,
+) -> tuple[Tensor, ...]:
+    return _fake(anchor, ref, anchor_labels, ref_labels, margin, 0.0, False, need_anchor, need_ref)
+
+
 def _cpu(
     anchor: Tensor,
     ref: Tensor,
@@ -51,8 +67,24 @@ def _cpu(
     need_anchor: bool,
     need_ref: bool,
 ) -> tuple[Tensor, ...]:
-    of_anchors, of_refs = reference.count_pairs(anchor_labels, ref_labels)
-    weights = reference.structure_weights(of_anchors, of_refs, gamma, mean)
+    weights = reference.structure_weights(*reference.count_pairs(anchor_labels, ref_labels), gamma, mean)
+    return _cpu_weighted(anchor, ref, anchor_labels, ref_labels, *weights, margin, need_anchor, need_ref)
+
+
+def _cpu_weighted(
+    anchor: Tensor,
+    ref: Tensor,
+    anchor_labels: Tensor,
+    ref_labels: Tensor,
+    pull: Tensor,
+    push: Tensor,
+    pull_ref: Tensor,
+    push_ref: Tensor,
+    margin: float,
+    need_anchor: bool,
+    need_ref: bool,
+) -> tuple[Tensor, ...]:
+    weights = tuple(w.double().contiguous() for w in (pull, push, pull_ref, push_ref))
     by_class = anchor_labels.ndim == 1
     if by_class:
         # With classes side by side, most blocks of pairs are of different classes altogether; where these are
@@ -64,7 +96,15 @@ def _cpu(
     sums = torch.empty(6, anchor.shape[0], dtype=torch.float64)
     grad_anchor, grad_ref = native.gradients(need_anchor, need_ref)
     _C.structure_preserving(
-        native.pairs, *(w.data_ptr() for w in weights), margin, *(t.data_ptr() for t in (sums, grad_anchor, grad_ref))
+        native.pairs,
+        weights[0].data_ptr(),
+        weights[1].data_ptr(),
+        weights[2].data_ptr(),
+        weights[3].data_ptr(),
+        margin,
+        sums.data_ptr(),
+        grad_anchor.data_ptr(),
+        grad_ref.data_ptr(),
     )
     totals = sums.sum(1)
     if by_class and need_anchor:
@@ -82,14 +122,25 @@ define(
 )
 implement("structure_preserving", _cpu, "CPU", "C++")
 
+# A part of the pairs with weights that count all of them: for xmodal_ops.distributed.
+define(
+    "weighted_structure_preserving(Tensor anchor, Tensor ref, Tensor anchor_labels, Tensor ref_labels, Tensor pull, "
+    "Tensor push, Tensor pull_ref, Tensor push_ref, float margin, bool need_anchor, bool need_ref) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    reference.weighted_structure_preserving,
+    _fake_weighted,
+)
+implement("weighted_structure_preserving", _cpu_weighted, "CPU", "C++")
+
 
 class _StructurePreserving(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, image: Tensor, text: Tensor, il: Tensor, tl: Tensor, margin: float, gamma: float, mean: bool
     ) -> tuple[Tensor, Tensor]:
+        need_image, need_text = ctx.needs_input_grad[:2]
         value, stats, *gradients = torch.ops.xmodal.structure_preserving(
-            image, text, il, tl, margin, gamma, mean, *ctx.needs_input_grad[:2]
+            image, text, il, tl, margin, gamma, mean, need_image, need_text
         )
         ctx.save_for_backward(*gradients)
         ctx.dtype = image.dtype
@@ -171,7 +222,12 @@ def structure_preserving_loss(
     with full_precision(image.device):
         loss, stats = _StructurePreserving.apply(image, text, il, tl, margin, gamma, reduction == "mean")
     if not return_stats:
-        return loss  # type: ignore[no-any-return]
+        return loss
     active, positives, negatives, positive_sum, negative_sum = stats.unbind()
-    counts = (count.long() for count in (active, positives, negatives))
-    return loss, StructureStats(*counts, positive_sum / positives.clamp(min=1), negative_sum / negatives.clamp(min=1))
+    return loss, StructureStats(
+        active.long(),
+        positives.long(),
+        negatives.long(),
+        positive_sum / positives.clamp(min=1),
+        negative_sum / negatives.clamp(min=1),
+    )

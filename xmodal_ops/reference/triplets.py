@@ -214,7 +214,9 @@ def count_pairs(anchor_labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tens
     return torch.cat(of_anchors), of_refs
 
 
-def structure_weights(of_anchors: Tensor, of_refs: Tensor, gamma: float, mean: bool) -> tuple[Tensor, ...]:
+def structure_weights(
+    of_anchors: Tensor, of_refs: Tensor, gamma: float, mean: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weights of a pair, one from its anchor and one from its reference: (pull, push) of anchors, of references.
 
     Σ_ijk (d_ij + γ h_ik) = Σ_i (N⁻_i Σ_j d_ij + γ N⁺_i Σ_k h_ik), divided by the number of triplets for a mean.
@@ -267,10 +269,29 @@ def structure_preserving(
     need_ref: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """ACMR's L_imi; (active, positive pairs, negative pairs, Σ d⁺, Σ d⁻); gradients, empty where not needed."""
-    of_anchors, of_refs = count_pairs(anchor_labels, ref_labels)
+    weights = structure_weights(*count_pairs(anchor_labels, ref_labels), gamma, mean)
+    return weighted_structure_preserving(
+        anchor, ref, anchor_labels, ref_labels, *weights, margin, need_anchor, need_ref
+    )
+
+
+def weighted_structure_preserving(
+    anchor: Tensor,
+    ref: Tensor,
+    anchor_labels: Tensor,
+    ref_labels: Tensor,
+    pull: Tensor,
+    push: Tensor,
+    pull_ref: Tensor,
+    push_ref: Tensor,
+    margin: float,
+    need_anchor: bool,
+    need_ref: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same with given weights: of a part of the pairs, when they count all."""
     pairs = _Rows(anchor, ref)
     wide = pairs.anchor.dtype
-    pull, push, pull_ref, push_ref = (w.to(wide) for w in structure_weights(of_anchors, of_refs, gamma, mean))
+    pull, push, pull_ref, push_ref = (w.to(wide) for w in (pull, push, pull_ref, push_ref))
     gradients = _Gradients(pairs, need_anchor, need_ref)
     value, stats = pairs.anchor.new_zeros(()), pairs.anchor.new_zeros(5)
     for rows, square, same, other in pairs.chunks(anchor_labels, ref_labels, False):

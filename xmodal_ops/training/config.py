@@ -31,6 +31,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 class DCCAConfig:
     """Options of a DCCA training.
 
+    chunk_size       pairs for which activations are held, for batches that do not fit: see large_batch_loss; the
+                     gradients stay exact, batch norm sees chunks. 0 holds the whole batch
     output_dim       outputs of both branches
     ridge            of the covariances, absolute
     top_k            how many leading correlations count; None counts all
@@ -47,6 +49,7 @@ class DCCAConfig:
     seed: int = 0
     epochs: int = 20
     batch_size: int = 1024
+    chunk_size: int = 0
     output_dim: int = 100
     ridge: float = 1e-3
     top_k: int | None = None
@@ -62,7 +65,8 @@ class DCCAConfig:
     precision: str = "32-true"
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 2), ("output_dim", 1), ("patience", 0), ("seed", 0)):
+        least_of = {"epochs": 1, "batch_size": 2, "chunk_size": 0, "output_dim": 1, "patience": 0, "seed": 0}
+        for name, least in least_of.items():
             if (value := getattr(self, name)) < least:
                 raise UserError(f"{name} must be at least {least}, got {value}")
         if self.monitor not in MONITORS:

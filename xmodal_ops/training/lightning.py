@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from ..data import PairData
+from ..large_batch import large_batch_loss
 from ..models import DCCA
 from .augment import augment
 from .config import DCCAConfig
@@ -75,7 +76,11 @@ class DCCAModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         torch.manual_seed(stream(self.config.seed, self.global_step))  # dropout and augmentation
         image = augment(batch["image"]) if self.config.augment and batch["image"].ndim == 4 else batch["image"]
-        loss = self.model.loss(image, batch["text"])
+        if self.config.chunk_size:
+            views = image, batch["text"]
+            loss = large_batch_loss(self.model, views, self.model.objective, chunk_size=self.config.chunk_size)
+        else:
+            loss = self.model.loss(image, batch["text"])
         self.losses.append(loss.detach())
         return loss
 

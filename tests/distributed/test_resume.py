@@ -1,0 +1,65 @@
+"""A process is killed in the middle of a run: the others stop and say so; resumed, it ends as if nothing had been."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+EPOCHS, TIMEOUT = 10, 20
+
+
+def start(output, *more):
+    """Two processes of the example, as torchrun would start them."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    arguments = ["--output", str(output), "--epochs", str(EPOCHS), "--timeout", str(TIMEOUT), *more]
+    return [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "examples" / "distributed_dcca.py"), *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **common, "RANK": str(rank), "LOCAL_RANK": "0"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+
+
+def finish(processes):
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+
+
+def test_a_killed_process_and_resume(tmp_path):
+    whole, broken = start(tmp_path / "whole"), start(tmp_path / "broken")
+    try:
+        assert any(line.startswith("epoch 3/") for line in broken[0].stdout)
+        broken[1].send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        _, errors = broken[0].communicate(timeout=TIMEOUT + 10)
+        assert time.monotonic() - killed < TIMEOUT
+        assert broken[0].returncode == 1
+        assert "rank 0 stopped: another process of the group died or did not answer in time" in errors
+        assert "continue with --resume" in errors and "Traceback" not in errors
+        saved = torch.load(tmp_path / "broken" / "last.pt", weights_only=True)
+        assert 3 <= saved["epochs"] < EPOCHS
+        resumed = start(tmp_path / "broken", "--resume")
+        finish(resumed)
+        finish(whole)
+    finally:
+        for process in [*whole, *broken]:
+            process.kill()
+            process.wait()
+    ends = [torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "broken")]
+    assert [end["epochs"] for end in ends] == [EPOCHS, EPOCHS]
+    for name, parameter in ends[0]["network"].items():
+        assert torch.equal(parameter, ends[1]["network"][name]), name

@@ -1,0 +1,327 @@
+"""The two-pass step gives what one pass over the whole batch gives, in value, gradients, buffers and random state."""
+
+import copy
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from xmodal_ops import large_batch_loss, structure_preserving_loss, trace_norm_loss, triplet_margin_loss
+from xmodal_ops.nn import TraceNormLoss
+
+
+def branch(inputs, outputs, *middle, hidden=24):
+    return nn.Sequential(nn.Linear(inputs, hidden), *middle, nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+def networks(*middle, dtype=torch.float64):
+    torch.manual_seed(1)
+    return nn.ModuleList([branch(9, 5, *middle), branch(6, 4, *middle)]).to(dtype)
+
+
+def pairs(rows=203, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(rows, 9, generator=generator, dtype=torch.float64)
+    return x.to(dtype), (x[:, :6] + 0.3 * torch.randn(rows, 6, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+def gradients(module):
+    return torch.cat([p.grad.flatten().double() for p in module.parameters()])
+
+
+def correlation(x, y):
+    """A loss that no chunk could compute by itself."""
+    return (x.mT @ y[:, :1]).square().sum() / len(x) + (x.std(0).sum() * y.mean()).tanh()
+
+
+def contrastive(x, y):
+    return nn.functional.cross_entropy(x[:, :4] @ y.mT, torch.arange(len(x)))
+
+
+def labels(x):
+    return torch.arange(len(x)) % 7
+
+
+LOSSES = {
+    "structure preserving": lambda x, y: structure_preserving_loss(x[:, :4], y, labels(x)),
+    "all triplets": lambda x, y: triplet_margin_loss(x[:, :4], labels(x), y),
+    "batch hard": lambda x, y: triplet_margin_loss(x[:, :4], labels(x), y, triplets="batch_hard"),
+    "trace norm": TraceNormLoss(1e-2),
+    "top-k": TraceNormLoss((1e-2, 1e-3), top_k=2),
+    "trace norm, kept": lambda x, y: trace_norm_loss(x, y, ridge=1e-2),
+    "correlation": correlation,
+    "contrastive": contrastive,
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+@pytest.mark.parametrize("chunk_size", [1, 50, 203, 1000])
+def test_equals_one_pass(loss, chunk_size):
+    whole, chunked, (x, y) = networks(), networks(), pairs()
+    expected = loss(whole[0](x), whole[1](y))
+    expected.backward()
+    value = large_batch_loss(list(chunked), (x, y), loss, chunk_size=chunk_size)
+    value.backward()
+    torch.testing.assert_close(value, expected, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(gradients(chunked), gradients(whole), rtol=1e-9, atol=1e-12)
+
+
+def test_fewer_rows_than_outputs_in_single_precision():
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 30), torch.randn(40, 30)
+    make = lambda: nn.ModuleList([nn.Linear(30, 64), nn.Linear(30, 64)])  # noqa: E731
+    torch.manual_seed(0)
+    whole = make()
+    chunked, exact = copy.deepcopy(whole), copy.deepcopy(whole).double()
+    trace_norm_loss(exact[0](x.double()), exact[1](y.double())).backward()
+    large_batch_loss(list(chunked), (x, y), TraceNormLoss(), chunk_size=16).backward()
+    truth = gradients(exact)
+    assert (gradients(chunked) - truth).norm() < 1e-4 * truth.norm()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_dropout_drops_the_same_units_in_both_passes_and_the_stream_goes_on(device):
+    """Against a module that is told its masks: those that the random state at the call implies."""
+
+    class Recorded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.dropout, self.outputs = nn.Linear(9, 5).double(), nn.Dropout(0.5), []
+
+        def forward(self, x):
+            out = self.dropout(self.linear(x))
+            self.outputs.append(out.detach())
+            return out
+
+    torch.manual_seed(3)
+    generator = torch.default_generator if device == "cpu" else torch.cuda.default_generators[0]
+    net, (x, _) = Recorded().to(device), pairs(100)
+    value = large_batch_loss(net, (x,), lambda out: out.square().sum(), chunk_size=32)
+    x = x.to(device)
+    after = generator.get_state()
+    drawn = torch.rand(3, device=device)  # what others draw between the passes
+    value.backward()
+    first, second = torch.cat(net.outputs[:4]), torch.cat(net.outputs[4:])
+    assert torch.equal(first, second)
+    assert 0.3 < (first == 0).double().mean() < 0.7
+    # d/dW Σ out² = 2 Σ mask·out·x
+    torch.testing.assert_close(net.linear.weight.grad, 2 * (first * 2).mT @ x)
+    following = torch.rand(1, device=device)
+    generator.set_state(after)
+    assert torch.equal(drawn, torch.rand(3, device=device))
+    assert torch.equal(following, torch.rand(1, device=device)), "backward leaves the random state as it found it"
+
+
+def test_batch_norm_updates_its_figures_once_and_normalises_by_chunk():
+    norm = nn.BatchNorm1d(9, momentum=0.3)
+    reference = copy.deepcopy(norm)
+    x, _ = pairs(96, torch.float32)
+    expected = sum(reference(chunk).pow(3).sum() for chunk in x.split(32))
+    expected.backward()
+    value = large_batch_loss(norm, (x,), lambda out: out.pow(3).sum(), chunk_size=32)
+    value.backward()
+    for name, buffer in reference.named_buffers():
+        assert torch.equal(norm.get_buffer(name), buffer), name
+    assert norm.num_batches_tracked == 3
+    torch.testing.assert_close(norm.weight.grad, reference.weight.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_buffers_that_the_output_depends_on_are_replayed():
+    """Spectral norm moves its power iteration in every training call, and its weight with it."""
+    torch.manual_seed(0)
+    net = nn.utils.parametrizations.spectral_norm(nn.Linear(9, 5)).double()
+    reference, (x, _) = copy.deepcopy(net), pairs(90)
+    expected = sum(reference(chunk).square().sum() for chunk in x.split(30))
+    expected.backward()
+    large_batch_loss(net, (x,), lambda out: out.square().sum(), chunk_size=30).backward()
+    torch.testing.assert_close(gradients(net), gradients(reference))
+    for a, b in zip(net.buffers(), reference.buffers()):
+        torch.testing.assert_close(a, b)
+
+
+def test_gradients_accumulate_and_scale():
+    whole, chunked, (x, y) = networks(), networks(), pairs()
+    for rows in (slice(0, 100), slice(100, 203)):
+        (contrastive(whole[0](x[rows]), whole[1](y[rows])) * 0.5).backward()
+        (large_batch_loss(list(chunked), (x[rows], y[rows]), contrastive, chunk_size=30) * 0.5).backward()
+    torch.testing.assert_close(gradients(chunked), gradients(whole), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("loss", [TraceNormLoss(), contrastive], ids=["trace norm", "contrastive"])
+def test_autocast_is_the_same_in_both_passes_even_if_backward_is_called_inside(loss):
+    whole, chunked, (x, y) = networks(dtype=torch.float32), networks(dtype=torch.float32), pairs(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = loss(whole[0](x), whole[1](y))
+        value = large_batch_loss(list(chunked), (x, y), loss, chunk_size=64)
+        value.backward()
+    expected.backward()
+    torch.testing.assert_close(value, expected, rtol=1e-2, atol=1e-3)
+    reference = gradients(whole)
+    assert (gradients(chunked) - reference).norm() < 3e-2 * reference.norm()
+
+
+def test_a_scaled_loss_does_not_vanish_in_half_outputs():
+    """As under GradScaler: the mean over many rows has gradients that fp16 cannot hold unscaled."""
+    net = nn.Linear(4, 3).half()
+    x = torch.randn(64, 4).half()
+    scale = 2.0**20
+    (large_batch_loss(net, (x,), lambda out: out.mean() * 1e-6, chunk_size=20) * scale).backward()
+    expected = scale * 1e-6 / 3  # ∂/∂bias of the mean of 3 outputs
+    torch.testing.assert_close(net.bias.grad.float(), torch.full((3,), expected), rtol=1e-2, atol=0)
+
+
+def test_a_gradient_scaler_steps_as_without():
+    plain, scaled, (x, y) = networks(dtype=torch.float32), networks(dtype=torch.float32), pairs(dtype=torch.float32)
+    large_batch_loss(list(plain), (x, y), TraceNormLoss(), chunk_size=64).backward()
+    torch.optim.SGD(plain.parameters(), lr=0.1).step()
+    scaler, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD(scaled.parameters(), lr=0.1)
+    scaler.scale(large_batch_loss(list(scaled), (x, y), TraceNormLoss(), chunk_size=64)).backward()
+    scaler.step(optimizer)
+    for a, b in zip(plain.parameters(), scaled.parameters()):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_losss_own_parameters_and_frozen_networks():
+    class Weighted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+
+        def forward(self, x, y):
+            return self.weight * contrastive(x, y)
+
+    nets, loss, (x, y) = networks(), Weighted(), pairs()
+    nets[1].requires_grad_(False)
+    value = large_batch_loss(list(nets), (x, y), loss, chunk_size=64)
+    (2 * value).backward()
+    torch.testing.assert_close(loss.weight.grad, 2 * value.detach() / 1.5)
+    assert nets[1][0].weight.grad is None and nets[0][0].weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        silent = large_batch_loss(list(nets), (x, y), loss, chunk_size=64)
+    assert not silent.requires_grad
+    torch.testing.assert_close(silent, value.detach())
+
+
+def test_views_that_are_memory_maps(tmp_path):
+    x, y = pairs()
+    views = []
+    for name, view in (("x", x), ("y", y)):
+        np.save(tmp_path / f"{name}.npy", view.numpy())
+        views.append(np.load(tmp_path / f"{name}.npy", mmap_mode="c"))
+    whole, chunked = networks(), networks()
+    large_batch_loss(list(whole), (x, y), LOSSES["trace norm"], chunk_size=50).backward()
+    large_batch_loss(list(chunked), views, LOSSES["trace norm"], chunk_size=50).backward()
+    assert torch.equal(gradients(whole), gradients(chunked))
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the storages that ops have made and that are still alive; the most at any time is in `peak`."""
+
+    def __init__(self, *given):
+        super().__init__()
+        self.live, self.peak = 0, 0
+        self.known = {t.untyped_storage()._cdata for t in given}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for t in tree_flatten(result)[0]:
+            if isinstance(t, torch.Tensor):
+                storage = t.untyped_storage()
+                if storage._cdata not in self.known:
+                    self.known.add(storage._cdata)
+                    self.live += storage.nbytes()
+                    weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def _gone(self, key, size):
+        self.known.discard(key)
+        self.live -= size
+
+
+def test_memory_is_that_of_one_chunk():
+    """The peak of 64 chunks is that of one; keeping all outputs adds those, not the hidden activations."""
+
+    def peak(rows, loss):
+        torch.manual_seed(0)
+        nets = [branch(8, 4, hidden=256), branch(8, 4, hidden=256)]
+        x, y = torch.randn(rows, 8), torch.randn(rows, 8)
+        with LiveBytes(x, y, *nets[0].parameters(), *nets[1].parameters()) as live:
+            large_batch_loss(nets, (x, y), loss, chunk_size=512).backward()
+        return live.peak
+
+    one, many = peak(512, TraceNormLoss()), peak(64 * 512, TraceNormLoss())
+    assert one > 512 * 256 * 4, "activations are seen"
+    assert many < 1.3 * one
+    kept = peak(64 * 512, lambda x, y: (x * y).mean())
+    outputs = 64 * 512 * (4 + 4) * 4
+    assert kept < 1.3 * one + 4 * outputs < 64 * one / 4
+
+
+def test_a_second_run_that_differs_is_refused():
+    class OwnRandom(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.generator = nn.Linear(9, 5).double(), torch.Generator().manual_seed(0)
+
+        def forward(self, x):
+            return self.linear(x) * torch.bernoulli(torch.full((len(x), 5), 0.5), generator=self.generator)
+
+    x, _ = pairs()
+    value = large_batch_loss(OwnRandom(), (x,), lambda out: out.square().mean(), chunk_size=64)
+    with pytest.raises(RuntimeError, match="the second run of the networks gave other outputs than the first"):
+        value.backward()
+    net = nn.Linear(9, 5).double()
+    value = large_batch_loss(net, (x,), lambda out: out.square().mean(), chunk_size=64)
+    with torch.no_grad():
+        net.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="other outputs than the first"):
+        value.backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch": ()}, "batch must hold at least one view, got none"),
+        ({"batch": (torch.zeros(5, 9), torch.zeros(4, 6))}, "views of equal length, got 5 and 4 rows"),
+        ({"batch": (torch.zeros(0, 9), torch.zeros(0, 6))}, "at least one row"),
+        ({"batch": (torch.zeros(5, 9),)}, "one module per view, 1, got 2"),
+        ({"batch": (torch.zeros(5, 9, requires_grad=True), torch.zeros(5, 6))}, "must not require gradients"),
+        ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
+        ({"chunk_size": 2.5}, "chunk_size must be an int, got float"),
+        ({"loss": lambda x, y: x}, "loss must give a scalar, got shape"),
+        ({"networks": nn.Flatten(0)}, "networks must hold|forward|positional"),
+        ({"networks": [nn.Flatten(0), nn.Flatten(0)]}, "tensors of 4 rows for as many"),
+    ],
+)
+def test_bad_arguments(change, message):
+    given = {"networks": list(networks()), "batch": pairs(8), "loss": contrastive, "chunk_size": 4}
+    given |= change
+    with pytest.raises((ValueError, TypeError), match=message):
+        large_batch_loss(given["networks"], given["batch"], given["loss"], chunk_size=given["chunk_size"])
+
+
+def test_lightning_trains_alike_with_a_chunk_size(tmp_path):
+    """One chunk gives the run without chunks; two, whose batch norm sees chunks, train as well, under autocast."""
+    from xmodal_ops.data import PairData, PairSet
+    from xmodal_ops.training import DCCAConfig, train_dcca
+
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randn(260, 4, generator=generator)
+    mix = torch.randn(4, 30, generator=generator)
+    image = (shared @ mix)[:, :16].reshape(260, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3).sigmoid()
+    pairs = PairSet(image, (shared @ mix)[:, 16:])
+    data = PairData(pairs.subset(range(180)), pairs.subset(range(180, 220)), pairs.subset(range(220, 260)), "shared")
+
+    def losses(name, **options):
+        config = DCCAConfig(batch_size=90, output_dim=3, hidden=(8,), dropout=0.0, augment=False, **options)
+        return [row["loss"] for row in train_dcca(data, config, tmp_path / name, device="cpu").history]
+
+    whole, one_chunk = losses("whole", epochs=1), losses("one chunk", epochs=1, chunk_size=90)
+    assert one_chunk == pytest.approx(whole, rel=1e-3)
+    first, last = losses("two chunks", epochs=2, chunk_size=45, precision="bf16-mixed")
+    assert last < first < 0
