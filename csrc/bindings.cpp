@@ -14,6 +14,7 @@
 #include "xmodal/triplets.h"
 #ifdef XMODAL_WITH_CUDA
 #include "xmodal/cuda.h"
+#include "xmodal/cuda_triplets.h"
 #endif
 
 namespace py = pybind11;
@@ -142,8 +143,9 @@ void bind_trace_norm(py::module_& module) {
   module.def("cuda_small_workspace", &cuda::small_workspace);
   module.def("cuda_small_trace_norm",
              [](const cuda::Matrix& x, const cuda::Matrix& y, std::uintptr_t xx, std::uintptr_t xy, std::uintptr_t yy,
-                double rx, double ry, std::uintptr_t value, std::uintptr_t gxx, std::uintptr_t gxy, std::uintptr_t gyx,
-                std::uintptr_t gyy, std::uintptr_t workspace, bool wide, std::uintptr_t stream) {
+                double rx, double ry, int top_k, std::uintptr_t sigma, std::uintptr_t value, std::uintptr_t gxx,
+                std::uintptr_t gxy, std::uintptr_t gyx, std::uintptr_t gyy, std::uintptr_t workspace, bool wide,
+                std::uintptr_t stream) {
                const cuda::SmallTraceNorm task{x,
                                                y,
                                                pointer<void>(xx),
@@ -151,6 +153,8 @@ void bind_trace_norm(py::module_& module) {
                                                pointer<void>(yy),
                                                rx,
                                                ry,
+                                               top_k,
+                                               pointer<void>(sigma),
                                                pointer<void>(value),
                                                pointer<void>(gxx),
                                                pointer<void>(gxy),
@@ -159,6 +163,42 @@ void bind_trace_norm(py::module_& module) {
                                                pointer<void>(workspace)};
                check(cuda::small_trace_norm(task, wide, pointer<void>(stream)));
              });
+}
+
+void bind_mining(py::module_& module) {
+  py::class_<cuda::LabelledPairs>(module, "LabelledPairs")
+      .def(py::init([](const cuda::Matrix& anchor, const cuda::Matrix& ref, std::uintptr_t anchor_norms,
+                       std::uintptr_t ref_norms, std::uintptr_t anchor_labels, std::uintptr_t ref_labels, int words,
+                       bool exclude_diagonal) {
+        return cuda::LabelledPairs{anchor,
+                                   ref,
+                                   pointer<void>(anchor_norms),
+                                   pointer<void>(ref_norms),
+                                   pointer<std::int64_t>(anchor_labels),
+                                   pointer<std::int64_t>(ref_labels),
+                                   words,
+                                   exclude_diagonal};
+      }));
+  py::class_<cuda::Choice>(module, "Choice")
+      .def(py::init([](bool positive, bool farthest, std::uintptr_t floor, std::uintptr_t bound, std::uintptr_t key) {
+        return cuda::Choice{positive, farthest, pointer<double>(floor), pointer<unsigned long long>(bound),
+                            pointer<unsigned long long>(key)};
+      }));
+  module.def("cuda_squared_norms",
+             [](const cuda::Matrix& rows, bool wide, std::uintptr_t norms, std::uintptr_t stream) {
+               check(cuda::squared_norms(rows, wide, pointer<void>(norms), pointer<void>(stream)));
+             });
+  module.def("cuda_mine", [](const cuda::LabelledPairs& pairs, const std::vector<cuda::Choice>& choices,
+                             std::uintptr_t counts, bool wide, int tile, std::uintptr_t stream) {
+    if (choices.empty() || choices.size() > 2) throw py::value_error("one or two choices");
+    check(cuda::mine(pairs, choices.data(), static_cast<int>(choices.size()), pointer<int>(counts), wide, tile,
+                     pointer<void>(stream)));
+  });
+  module.def("cuda_mined", [](const cuda::LabelledPairs& pairs, const cuda::Choice& choice, std::uintptr_t index,
+                              std::uintptr_t distance, std::uintptr_t square, bool wide, std::uintptr_t stream) {
+    check(cuda::mined(pairs, choice, pointer<std::int64_t>(index), pointer<void>(distance), pointer<double>(square),
+                      wide, pointer<void>(stream)));
+  });
 }
 #endif
 
@@ -233,7 +273,9 @@ void bind_cuda(py::module_& module) {
 #ifdef XMODAL_WITH_CUDA
   bind_products(module);
   bind_trace_norm(module);
+  bind_mining(module);
   module.attr("with_cuda") = true;
+  module.def("cuda_set_device", [](int index) { check(cuda::set_device(index)); });
   module.def("cuda_archs", &xmodal::cuda::architectures, "The architectures that this binary holds code for.");
   module.def("cuda_unavailable", &xmodal::cuda::unavailable, "Why no kernel can run here; empty where one can.");
 #else

@@ -119,6 +119,7 @@ def cuda_products(
     change: int,
     stream: int,
 ) -> None: ...
+def cuda_set_device(index: int) -> None: ...
 def cuda_settle(change: int, tiles: int, tolerance: float, active: int, stream: int) -> None: ...
 def cuda_column_means(
     views: list[Matrix], wide: bool, splits: int, partials: int, shifts: list[int], stream: int
@@ -133,6 +134,8 @@ def cuda_small_trace_norm(
     yy: int,
     rx: float,
     ry: float,
+    top_k: int,
+    sigma: int,
     value: int,
     gxx: int,
     gxy: int,

@@ -14,10 +14,13 @@ std::vector<std::string> architectures() {
   return names;
 }
 
+int set_device(int index) { return cudaSetDevice(index); }
+
 std::string error_string(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 
 std::string unavailable() {
-  int devices = 0;
+  int devices = 0, driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || !driver) return "no NVIDIA driver";
   const cudaError_t error = cudaGetDeviceCount(&devices);
   if (error == cudaErrorInsufficientDriver)
     return "the NVIDIA driver is too old for CUDA " + std::to_string(CUDART_VERSION / 1000) +

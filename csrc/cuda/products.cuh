@@ -53,20 +53,46 @@ __device__ inline Place place(const ProductGroup& group, int tile, int edge) {
   return {p, down * edge, across * edge};
 }
 
-// Writes one element, and its mirror image; returns what was written.
+// What becomes of the sums, read once from the kernel's parameters.
 template <typename T>
-__device__ __forceinline__ T finish(const Product& p, int row, int column, T sum) {
-  T value = static_cast<T>(p.alpha) * sum;
-  if (p.beta != 0) value += static_cast<T>(p.beta) * static_cast<const T*>(p.add)[row * p.add_stride + column];
-  if (row == column) value += static_cast<T>(p.gamma);
-  write<T>(p.out, row * p.out_stride + column, p.out_kind, value);
-  if (p.symmetric && row != column) write<T>(p.out, column * p.out_stride + row, p.out_kind, value);
-  return value;
-}
+class Epilogue {
+ public:
+  __device__ __forceinline__ explicit Epilogue(const Product& p)
+      : alpha_(static_cast<T>(p.alpha)),
+        beta_(static_cast<T>(p.beta)),
+        gamma_(static_cast<T>(p.gamma)),
+        rows_(p.rows),
+        columns_(p.columns),
+        symmetric_(p.symmetric),
+        kind_(p.out_kind),
+        add_(p.beta != 0 ? static_cast<const T*>(p.add) : nullptr),
+        out_(p.out),
+        add_stride_(p.add_stride),
+        out_stride_(p.out_stride) {}
 
-__device__ __forceinline__ bool wanted(const Product& p, int row, int column) {
-  return row < p.rows && column < p.columns && !(p.symmetric && column > row);
-}
+  __device__ __forceinline__ bool wants(int row, int column) const {
+    return row < rows_ && column < columns_ && !(symmetric_ && column > row);
+  }
+
+  // Writes one element, and its mirror image; returns what was written.
+  __device__ __forceinline__ T write(int row, int column, T sum) const {
+    T value = alpha_ * sum;
+    if (add_) value += beta_ * add_[row * add_stride_ + column];
+    if (row == column) value += gamma_;
+    detail::write<T>(out_, row * out_stride_ + column, kind_, value);
+    if (symmetric_ && row != column) detail::write<T>(out_, column * out_stride_ + row, kind_, value);
+    return value;
+  }
+
+ private:
+  T alpha_, beta_, gamma_;
+  int rows_, columns_;
+  bool symmetric_;
+  Kind kind_;
+  const T* add_;
+  void* out_;
+  long long add_stride_, out_stride_;
+};
 
 }  // namespace detail
 
@@ -177,8 +203,13 @@ __global__ void __launch_bounds__(TileShape<T, TILE>::threads) multiply(const __
   }
 
   double moved = 0, size = 0;
-  T* partial =
-      static_cast<T*>(group.plan.partials) + (static_cast<long long>(blockIdx.y) * group.tiles + tile) * (TILE * TILE);
+  const Epilogue<T> epilogue(p);
+  const T* previous = static_cast<const T*>(group.plan.previous);
+  const bool watched = group.plan.change != nullptr;
+  T* partial = nullptr;
+  if (group.plan.splits > 1)
+    partial = static_cast<T*>(group.plan.partials) +
+              (static_cast<long long>(blockIdx.y) * group.tiles + tile) * (TILE * TILE);
 #pragma unroll
   for (int d = 0; d < Shape::down; ++d)
 #pragma unroll
@@ -187,18 +218,18 @@ __global__ void __launch_bounds__(TileShape<T, TILE>::threads) multiply(const __
       for (int i = 0; i < 4; ++i) {
         const int in_row = warp_row + 16 * d + g + 8 * (i / 2), in_column = warp_column + 8 * j + 2 * t + i % 2;
         const int row = where.row0 + in_row, column = where.column0 + in_column;
-        if (group.plan.splits > 1) {
+        if (partial) {
           partial[in_row * TILE + in_column] = sum[d][j][i];
-        } else if (wanted(p, row, column)) {
-          const T value = finish<T>(p, row, column, sum[d][j][i]);
-          if (group.plan.change) {
-            const double old = static_cast<const T*>(group.plan.previous)[row * p.out_stride + column];
+        } else if (epilogue.wants(row, column)) {
+          const T value = epilogue.write(row, column, sum[d][j][i]);
+          if (watched) {
+            const double old = previous[row * p.out_stride + column];
             moved += (value - old) * (value - old);
             size += static_cast<double>(value) * value;
           }
         }
       }
-  if (group.plan.change) {
+  if (watched) {
     moved = block_sum(moved);
     size = block_sum(size);
     if (threadIdx.x == 0) group.plan.change[2 * tile] = moved, group.plan.change[2 * tile + 1] = size;
@@ -211,16 +242,16 @@ __global__ void add_shares(const __grid_constant__ ProductGroup group) {
   using namespace detail;
   const int edge = group.plan.tile;
   const Place where = place(group, blockIdx.x, edge);
-  const Product& p = group.product[where.product];
+  const Epilogue<T> epilogue(group.product[where.product]);
   for (int i = threadIdx.x; i < 16 * edge; i += blockDim.x) {
     const int at = 16 * edge * blockIdx.y + i;
     const int row = where.row0 + at / edge, column = where.column0 + at % edge;
-    if (!wanted(p, row, column)) continue;
+    if (!epilogue.wants(row, column)) continue;
     double sum = 0;
     for (int split = 0; split < group.plan.splits; ++split)
       sum += static_cast<const T*>(
           group.plan.partials)[(static_cast<long long>(split) * group.tiles + blockIdx.x) * (edge * edge) + at];
-    finish<T>(p, row, column, static_cast<T>(sum));
+    epilogue.write(row, column, static_cast<T>(sum));
   }
 }
 

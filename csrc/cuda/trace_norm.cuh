@@ -2,6 +2,7 @@
 //
 //   value = ⟨P, T⟩    Gxy = Lx⁻ᵀ P Ly⁻¹    Gxx = −½ Lx⁻ᵀ sym(P Tᵀ) Lx⁻¹    Gyy = −½ Ly⁻ᵀ sym(Pᵀ T) Ly⁻¹
 //
+// with P from the leading k singular pairs where only those count.
 // One block does it all, in six square matrices of which as many as fit lie in shared memory. They are padded
 // with zeros to multiples of 16, the covariances with ones on the diagonal, so that no product has edges.
 #pragma once
@@ -37,6 +38,11 @@ struct Factor {
   const T* data;
   int row, column;
 };
+
+template <typename T>
+__device__ __forceinline__ Factor<T> transposed_of(const T* data, int stride) {
+  return {data, 1, stride};
+}
 
 // sum += a·b for the 16×16 tile at (row0, column0), by one warp.
 template <typename T>
@@ -216,6 +222,121 @@ __device__ __noinline__ void invert_factors(T* a, int na, T* b, int nb, int stri
   __syncthreads();
 }
 
+// p = the limit of P ← P q(PᵀP) from P = T; u and v are scratch, and the result may change places with u.
+template <typename T>
+__device__ __noinline__ void polar_factor(const T* t, T*& p, T*& u, T* v, int px, int py, int stride,
+                                          const SmallTask& task) {
+  const int thread = threadIdx.x;
+  const auto plain = [&](const T* m) { return Factor<T>{m, stride, 1}; };
+  const auto transposed = [&](const T* m) { return transposed_of(m, stride); };
+  // ‖T‖ ≤ min(1, ‖T‖_F): where T is small all over, the iteration starts from T/‖T‖_F.
+  double norm = 0;
+  for (int i = thread; i < px * py; i += small_threads) {
+    const double value = t[i / py * stride + i % py];
+    norm += value * value;
+  }
+  norm = sqrt(block_sum(norm));
+  const T up = norm > 0 && norm < 1 ? static_cast<T>(1 / norm) : T(1);
+  for (int i = thread; i < px * py; i += small_threads) p[i / py * stride + i % py] = up * t[i / py * stride + i % py];
+  __syncthreads();
+  const bool tall = px >= py;  // PᵀP or PPᵀ, whichever is smaller
+  for (int step = 0; step < polar_steps + polar_last_steps(sizeof(T) == 8); ++step) {
+    const Quintic q = step < polar_steps ? task.steps[step] : polar_last;
+    const int side = tall ? py : px;
+    block_product(u, tall ? transposed(p) : plain(p), tall ? plain(p) : transposed(p), side, side, tall ? px : py,
+                  stride);
+    block_product(v, plain(u), plain(u), side, side, side, stride, T(q.c), T(q.b), u, T(q.a));
+    block_product(u, tall ? plain(p) : plain(v), tall ? plain(v) : plain(p), px, py, side, stride);
+    T* const previous = p;
+    p = u, u = previous;
+    if (step < polar_steps) continue;
+    double moved = 0, size = 0;
+    for (int i = thread; i < px * py; i += small_threads) {
+      const double now = p[i / py * stride + i % py], change = now - u[i / py * stride + i % py];
+      moved += change * change, size += now * now;
+    }
+    moved = block_sum(moved), size = block_sum(size);
+    if (moved <= task.tolerance * task.tolerance * size) break;
+  }
+}
+
+// p = Σ uᵢ vᵢᵀ over the leading k singular triples of t, whose σ go to `sigma` (if not null) in descending order.
+// One-sided Jacobi (Hestenes 1958): the shorter side's vectors are rotated in pairs, a warp a pair, until each two
+// are orthogonal; u then holds σᵢ uᵢ and v the rotations. σ = 0 to rounding is left out of p.
+template <typename T>
+__device__ __noinline__ void leading_pairs(const T* t, T* p, T* u, T* v, int dx, int dy, int px, int py, int stride,
+                                           int k, T* sigma) {
+  __shared__ T lengths[small_columns];
+  constexpr T tolerance = sizeof(T) == 4 ? T(4e-7) : T(1e-15), nothing = sizeof(T) == 4 ? T(1e-6) : T(1e-14);
+  constexpr int max_sweeps = 20;
+  const bool tall = dx >= dy;
+  const int vectors = tall ? dy : dx, length = tall ? px : py, padded = tall ? py : px;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  for (int i = threadIdx.x; i < padded * length; i += small_threads) {
+    const int j = i / length, at = i % length;
+    u[j * stride + at] = tall ? t[at * stride + j] : t[j * stride + at];
+  }
+  for (int i = threadIdx.x; i < padded * padded; i += small_threads)
+    v[i / padded * stride + i % padded] = i / padded == i % padded ? T(1) : T(0);
+  __syncthreads();
+
+  const int players = vectors + vectors % 2;  // each meets each once a sweep; an odd one out pauses
+  for (int sweep = 0; sweep < max_sweeps; ++sweep) {
+    int rotations = 0;
+    for (int round = 0; round + 1 < players; ++round) {
+      for (int pair = warp; pair < players / 2; pair += small_warps) {
+        const int first = pair ? (round + pair) % (players - 1) : players - 1;
+        const int second = (round - pair + players - 1) % (players - 1);
+        if (max(first, second) >= vectors) continue;
+        T *a = u + first * stride, *b = u + second * stride;
+        T aa = 0, bb = 0, ab = 0;
+        for (int i = lane; i < length; i += 32) aa += a[i] * a[i], bb += b[i] * b[i], ab += a[i] * b[i];
+        for (unsigned offset = 16; offset > 0; offset >>= 1) {
+          aa += __shfl_xor_sync(~0u, aa, offset);
+          bb += __shfl_xor_sync(~0u, bb, offset);
+          ab += __shfl_xor_sync(~0u, ab, offset);
+        }
+        if (!(abs(ab) > tolerance * sqrt(aa) * sqrt(bb))) continue;
+        ++rotations;
+        const T zeta = (bb - aa) / (2 * ab);
+        const T tangent = (zeta < 0 ? T(-1) : T(1)) / (abs(zeta) + sqrt(1 + zeta * zeta));
+        const T cosine = 1 / sqrt(1 + tangent * tangent), sine = cosine * tangent;
+        const auto rotate = [&](T* left, T* right, int n) {
+          for (int i = lane; i < n; i += 32) {
+            const T x = left[i], y = right[i];
+            left[i] = cosine * x - sine * y;
+            right[i] = sine * x + cosine * y;
+          }
+        };
+        rotate(a, b, length);
+        rotate(v + first * stride, v + second * stride, padded);
+      }
+      __syncthreads();
+    }
+    if (block_sum(rotations) == 0) break;
+  }
+
+  for (int j = warp; j < vectors; j += small_warps) {
+    T sum = 0;
+    for (int i = lane; i < length; i += 32) sum += u[j * stride + i] * u[j * stride + i];
+    for (unsigned offset = 16; offset > 0; offset >>= 1) sum += __shfl_xor_sync(~0u, sum, offset);
+    if (lane == 0) lengths[j] = sqrt(sum);
+  }
+  __syncthreads();
+  T largest = 0, total = 0;
+  for (int j = 0; j < vectors; ++j) largest = max(largest, lengths[j]), total += lengths[j];
+  for (int j = warp; j < vectors; j += small_warps) {
+    const T mine = lengths[j];
+    int rank = 0;
+    for (int i = 0; i < vectors; ++i) rank += lengths[i] > mine || (lengths[i] == mine && i < j);
+    if (sigma && lane == 0) sigma[total == total ? rank : j] = total == total ? mine : total;  // NaN has no rank
+    const T weight = rank < k && mine > nothing * largest ? 1 / mine : T(0);
+    for (int i = lane; i < length; i += 32) u[j * stride + i] *= weight;
+  }
+  __syncthreads();
+  block_product(p, transposed_of(tall ? u : v, stride), Factor<T>{tall ? v : u, stride, 1}, px, py, padded, stride);
+}
+
 }  // namespace detail
 
 template <typename T>
@@ -260,38 +381,15 @@ __global__ void __launch_bounds__(detail::small_threads)
 
   invert_factors(a, px, b, py, stride);
   const auto plain = [&](const T* m) { return Factor<T>{m, stride, 1}; };
-  const auto transposed = [&](const T* m) { return Factor<T>{m, 1, stride}; };
+  const auto transposed = [&](const T* m) { return transposed_of(m, stride); };
   block_product(u, plain(a), plain(t), px, py, px, stride);
   block_product(t, plain(u), transposed(b), px, py, py, stride);
 
-  // ‖T‖ ≤ min(1, ‖T‖_F): where T is small all over, the iteration starts from T/‖T‖_F.
-  double norm = 0;
-  for (int i = thread; i < px * py; i += small_threads) {
-    const double value = t[i / py * stride + i % py];
-    norm += value * value;
-  }
-  norm = sqrt(block_sum(norm));
-  const T up = norm > 0 && norm < 1 ? static_cast<T>(1 / norm) : T(1);
-  for (int i = thread; i < px * py; i += small_threads) p[i / py * stride + i % py] = up * t[i / py * stride + i % py];
-  __syncthreads();
-  const bool tall = px >= py;  // PᵀP or PPᵀ, whichever is smaller
-  for (int step = 0; step < polar_steps + polar_last_steps(sizeof(T) == 8); ++step) {
-    const Quintic q = step < polar_steps ? task.steps[step] : polar_last;
-    const int side = tall ? py : px;
-    block_product(u, tall ? transposed(p) : plain(p), tall ? plain(p) : transposed(p), side, side, tall ? px : py,
-                  stride);
-    block_product(v, plain(u), plain(u), side, side, side, stride, T(q.c), T(q.b), u, T(q.a));
-    block_product(u, tall ? plain(p) : plain(v), tall ? plain(v) : plain(p), px, py, side, stride);
-    T* const previous = p;
-    p = u, u = previous;
-    if (step < polar_steps) continue;
-    double moved = 0, size = 0;
-    for (int i = thread; i < px * py; i += small_threads) {
-      const double now = p[i / py * stride + i % py], change = now - u[i / py * stride + i % py];
-      moved += change * change, size += now * now;
-    }
-    moved = block_sum(moved), size = block_sum(size);
-    if (moved <= task.tolerance * task.tolerance * size) break;
+  if (call.top_k) {
+    leading_pairs(t, p, u, v, dx, dy, px, py, stride, call.top_k, static_cast<T*>(call.sigma));
+    if (!call.value) return;
+  } else {
+    polar_factor(t, p, u, v, px, py, stride, task);
   }
 
   double value = 0;

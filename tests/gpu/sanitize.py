@@ -1,4 +1,4 @@
-"""Every CUDA kernel of the moments and the trace norm once, at small sizes, for compute-sanitizer:
+"""Every CUDA kernel once, at small sizes, for compute-sanitizer:
 
 compute-sanitizer --tool memcheck|racecheck|initcheck|synccheck --error-exitcode 1 python tests/gpu/sanitize.py
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from xmodal_ops import covariance, trace_norm_loss, whiten
+from xmodal_ops import canonical_correlations, covariance, mine_triplets, trace_norm_loss, whiten
 from xmodal_ops.ops import _cuda_trace_norm
 
 
@@ -17,8 +17,15 @@ def main() -> None:
         for m, dx, dy in ((70, 33, 17), (600, 17, 20), (150, 100, 90), (200, 140, 30), (30, 40, 50), (30, 40, 7)):
             x, y = (torch.randn(m, d, device="cuda").to(dtype).requires_grad_() for d in (dx, dy))
             trace_norm_loss(x, y).backward()
+            trace_norm_loss(x, y, top_k=2).backward()
+            canonical_correlations(x, y)
             sum(part.sum() for part in covariance(x, y)).backward()
             whiten(x, ridge=0.1).sum().backward()
+        for m, n, d in ((37, 53, 7), (300, 260, 40)):
+            anchor, ref = (torch.randn(rows, d, device="cuda").to(dtype) for rows in (m, n))
+            labels, ref_labels = (torch.randint(4, (rows,), device="cuda") for rows in (m, n))
+            for negative in ("hard", "semihard"):
+                mine_triplets(anchor, labels, ref, ref_labels, negative=negative)
     t = 0.1 * torch.randn(300, 1500, device="cuda")  # tiles of 128 on the largest chips
     _cuda_trace_norm._cuda.products("tn", _cuda_trace_norm.Product(
         (_cuda_trace_norm.Term(t, t),), torch.empty(1500, 1500, device="cuda"), True), tile=128)  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import relative, views
-from xmodal_ops import covariance, trace_norm_loss, whiten
+from xmodal_ops import canonical_correlations, covariance, trace_norm_loss, whiten
 from xmodal_ops.ops import _cuda, _cuda_trace_norm
 from xmodal_ops.reference import covariance as covariance_reference
 from xmodal_ops.reference import trace_norm as reference
@@ -39,7 +39,7 @@ def device_views(m: int, dx: int, dy: int, dtype: torch.dtype = F32) -> tuple[Te
     return x.cuda(), y.cuda()
 
 
-def loss_and_gradients(x: Tensor, y: Tensor, **options: float) -> tuple[Tensor, Tensor, Tensor]:
+def loss_and_gradients(x: Tensor, y: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, y = (v.detach().requires_grad_() for v in (x, y))
     loss = trace_norm_loss(x, y, **options)
     return loss.detach(), *torch.autograd.grad(loss, (x, y))
@@ -66,6 +66,23 @@ SHAPES = [(512, 64, 64), (97, 33, 64), (300, 128, 100), (5000, 20, 128), (2, 1, 
 def test_trace_norm(shape, dtype):
     x, y = device_views(*shape, dtype)
     close(loss_and_gradients(x, y), truth(x, y), 2e-5 if dtype == F32 else 1e-9)
+
+
+@pytest.mark.parametrize("shape", [(512, 64, 64), (97, 33, 64), (2000, 60, 100), (300, 128, 128)])
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_leading_pairs_and_all_correlations(shape, dtype, no_sync):
+    torch.cuda.set_sync_debug_mode("default")
+    x, y = device_views(*shape, dtype)
+    top_k = min(shape[1:]) // 3
+    wide = x.cpu().double(), y.cpu().double()
+    expected = [-t for t in reference.trace_norm(*wide, 1e-3, 1e-3, top_k, True, True)]
+    ones = torch.ones(min(shape[1:]), dtype=F64)
+    sigma = reference.correlations(*wide, 1e-3, 1e-3, ones, False, False)[0]
+    torch.cuda.set_sync_debug_mode("error")
+    actual, correlations = loss_and_gradients(x, y, top_k=top_k), canonical_correlations(x, y)
+    torch.cuda.set_sync_debug_mode("default")
+    close(actual, expected, 1e-9 if dtype == F64 else 1e-3 if max(shape) > 64 else 1e-4)
+    assert (correlations.cpu() - sigma).abs().max() < (1e-11 if dtype == F64 else 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [F16, BF16])

@@ -27,6 +27,7 @@ py::memoryview fenced(std::size_t bytes) {
 namespace xmodal::cuda {
 std::vector<std::string> architectures() { return {"host emulation"}; }
 std::string unavailable() { return ""; }
+int set_device(int) { return 0; }
 std::string error_string(int error) { return "error " + std::to_string(error); }
 }  // namespace xmodal::cuda
 

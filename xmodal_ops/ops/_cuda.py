@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,14 +50,11 @@ def with_fallback(kernels: Callable[..., Any], portable: Callable[..., Any]) -> 
     def implementation(first: Tensor, *rest: Any) -> Any:
         if refusal(first.device.index):
             return portable(first, *rest)
-        with guard(first):
+        with torch.cuda.device(first.device):
+            native.cuda_set_device(first.device.index)
             return kernels(first, *rest)
 
     return implementation
-
-
-def guard(x: Tensor) -> AbstractContextManager[Any]:
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def stream(x: Tensor) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ..reference import trace_norm, whiten
-from . import _cuda_moments, _cuda_trace_norm
+from ..reference import trace_norm, triplets, whiten
+from . import _cuda_mining, _cuda_moments, _cuda_trace_norm
 from ._cuda import with_fallback
 from ._library import implement
+from .canonical_correlations import _forward as canonical_correlations
 from .covariance import _backward as covariance_backward
 from .covariance import _forward as covariance
 
@@ -16,6 +17,13 @@ def register() -> None:
         ("covariance_backward", _cuda_moments.covariance_backward, covariance_backward, "kernels"),
         ("whiten", _cuda_moments.whiten, whiten.whiten, "kernels; torch for zca"),
         ("whiten_backward", _cuda_moments.whiten_backward, whiten.whiten_backward, "kernels; torch for zca"),
-        ("trace_norm", _cuda_trace_norm.trace_norm, trace_norm.trace_norm, "kernels; torch for top_k"),
+        ("mine_triplets", _cuda_mining.mine_triplets, triplets.mine_triplets, "kernels; torch for random negatives"),
+        ("trace_norm", _cuda_trace_norm.trace_norm, trace_norm.trace_norm, "kernels; torch for top_k at d > 128"),
+        (
+            "canonical_correlations",
+            _cuda_trace_norm.canonical_correlations,
+            canonical_correlations,
+            "kernels to d = 128, torch",
+        ),
     ):
         implement(name, with_fallback(kernels, portable), "CUDA", path)

@@ -10,6 +10,7 @@ from ..reference.covariance import accumulation_type
 from . import _cuda
 from ._cuda import Iteration, Product, Term, column_means, count_tiles, matrix, product, products, rows, stream
 from ._cuda_moments import inverse_factor, moments
+from .canonical_correlations import _forward as portable_correlations
 
 SMALL = 128  # columns up to which one block does all the algebra
 SMALL_DOUBLE = 64  # and up to which, where fp64 is fast, it does so in fp64: conditioning then costs no digits
@@ -25,7 +26,8 @@ def trace_norm(
     x: Tensor, y: Tensor, rx: float, ry: float, top_k: int, need_x: bool, need_y: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     (m, dx), dy = x.shape, y.shape[1]
-    if top_k < min(dx, dy):
+    some = top_k < min(dx, dy)
+    if some and not by_one_block(x, y):
         return portable.trace_norm(x, y, rx, ry, top_k, need_x, need_y)
     x, y = rows(x), rows(y)
     if m <= min(dx, dy):
@@ -35,8 +37,8 @@ def trace_norm(
     if m <= dy:
         value, gy, gx = mixed(y, x, ry, rx, need_y, need_x)
         return value, gx, gy
-    if max(dx, dy) <= SMALL:
-        value, adjoints, shifts = small(x, y, rx, ry)
+    if by_one_block(x, y):
+        value, adjoints, shifts = small(x, y, rx, ry, top_k if some else 0)
     else:
         value, adjoints, shifts = large(x, y, rx, ry)
     return value, *_apply(x, y, adjoints, shifts, need_x, need_y)
@@ -59,30 +61,56 @@ def _apply(
     return gx, gy
 
 
-def small(x: Tensor, y: Tensor, rx: float, ry: float) -> tuple[Tensor, Adjoints, list[Tensor]]:
+def by_one_block(x: Tensor, y: Tensor) -> bool:
+    return max(x.shape[1], y.shape[1]) <= min(SMALL, x.shape[0] - 1)
+
+
+def small(x: Tensor, y: Tensor, rx: float, ry: float, top_k: int = 0) -> tuple[Tensor, Adjoints, list[Tensor]]:
     """Both views at most 128 wide: the algebra in one launch, and for few rows the covariances with it."""
-    (m, dx), dy = x.shape, y.shape[1]
-    wide = x.dtype == torch.float64 or (max(dx, dy) <= SMALL_DOUBLE and _cuda.fast_double(x))
-    dtype = torch.float64 if wide else torch.float32
+    dx, dy, dtype = x.shape[1], y.shape[1], _small_type(x, y)
     value = x.new_empty((), dtype=dtype)
     gxx, gxy, gyx, gyy = (x.new_empty(shape, dtype=dtype) for shape in ((dx, dx), (dx, dy), (dy, dx), (dy, dy)))
-    workspace = x.new_empty(_cuda.native.cuda_small_workspace(dx, dy, wide), dtype=dtype)
+    shifts = _one_block(x, y, rx, ry, top_k, None, value, gxx, gxy, gyx, gyy)
+    return value.to(accumulation_type(x.dtype)), (gxx, gxy, gyx, gyy), shifts
+
+
+def canonical_correlations(x: Tensor, y: Tensor, rx: float, ry: float, top_k: int) -> Tensor:
+    if not by_one_block(x, y):
+        return portable_correlations(x, y, rx, ry, top_k)
+    sigma = x.new_empty(min(x.shape[1], y.shape[1]), dtype=_small_type(x, y))
+    _one_block(rows(x), rows(y), rx, ry, top_k, sigma, *(None,) * 5)
+    return sigma[:top_k].to(accumulation_type(x.dtype))
+
+
+def _small_type(x: Tensor, y: Tensor) -> torch.dtype:
+    wide = max(x.shape[1], y.shape[1]) <= SMALL_DOUBLE and _cuda.fast_double(x)
+    return torch.float64 if wide else accumulation_type(x.dtype)
+
+
+def _one_block(
+    x: Tensor, y: Tensor, rx: float, ry: float, top_k: int, sigma: Tensor | None, *results: Tensor | None
+) -> list[Tensor]:
+    """The kernel behind `small`; results are value, gxx, gxy, gyx, gyy. Gives the views' shifts."""
+    dtype = _small_type(x, y)
+    wide = dtype == torch.float64
+    workspace = x.new_empty(_cuda.native.cuda_small_workspace(x.shape[1], y.shape[1], wide), dtype=dtype)
     given: list[Tensor | None] = [None, None, None]
-    if m <= ONE_LAUNCH_ROWS:
+    if x.shape[0] <= ONE_LAUNCH_ROWS:
         shifts = [v.new_empty((2, v.shape[1]), dtype=dtype) for v in (x, y)]
     else:
         *given, shifts = moments(x, y, rx, ry, dtype)
     _cuda.native.cuda_small_trace_norm(
         matrix(x, shifts[0]),
         matrix(y, shifts[1]),
-        *(_cuda.address(s) for s in given),
+        *map(_cuda.address, given),
         rx,
         ry,
-        *(t.data_ptr() for t in (value, gxx, gxy, gyx, gyy, workspace)),
+        top_k,
+        *map(_cuda.address, (sigma, *results, workspace)),
         wide,
         stream(x),
     )
-    return value.to(accumulation_type(x.dtype)), (gxx, gxy, gyx, gyy), shifts
+    return shifts
 
 
 def polar(t: Tensor) -> Tensor:

@@ -137,9 +137,9 @@ def mine_triplets(
     """Chooses one positive and one negative per anchor, without ever holding the m × n distances.
 
     A reference is positive to an anchor that it shares any label with, otherwise negative. Distances are
-    Euclidean. Results are deterministic, ties go to the lowest index; on the CPU indices are those of exact
-    (double precision) distances. Rows that are not finite (or whose squared norm overflows) are chosen by no
-    anchor and, as anchors, have no positives and no negatives.
+    Euclidean, and compared in double precision (CUDA kernels take distances as equal whose squares agree in 36
+    bits or more). Results are deterministic, ties go to the lowest index. Rows that are not finite (or whose
+    squared norm overflows) are chosen by no anchor and, as anchors, have no positives and no negatives.
 
     Args:
         anchor: (m, d) float64, float32, bfloat16 or float16.

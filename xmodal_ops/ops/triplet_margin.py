@@ -155,8 +155,9 @@ def _batch_hard(
     mined = mine_triplets(anchor, al, ref, rl, exclude_diagonal=exclude_diagonal)
     terms = (margin + mined.d_ap - mined.d_an).relu().where(mined.valid, 0.0) * poison(anchor, ref)
     active, anchors = (terms > 0).sum(), mined.valid.sum()
-    number = {"mean_active": active, "mean": anchors, "sum": 1, "none": 1}[reduction]
-    loss = terms if reduction == "none" else terms.sum() / torch.as_tensor(number, device=terms.device).clamp(min=1)
+    loss = terms if reduction == "none" else terms.sum()
+    if reduction.startswith("mean"):
+        loss = loss / (active if reduction == "mean_active" else anchors).clamp(min=1)
     one = anchors.clamp(min=1)
     means = (d.detach().where(mined.valid, 0.0).sum() / one for d in (mined.d_ap, mined.d_an))
     return loss, TripletStats(active, anchors, anchors, *means)

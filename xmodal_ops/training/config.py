@@ -14,8 +14,16 @@ MONITORS = ("recall@1", "recall@5", "recall@10", "map_all", "map_50", "mrr")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "glyphs": {},
-    "wikipedia": {"monitor": "map_all"},
+    "wikipedia": {
+        "epochs": 60,
+        "batch_size": 256,
+        "output_dim": 10,
+        "ridge": 1.0,
+        "dropout": 0.5,
+        "learning_rate": 3e-3,
+        "weight_decay": 0.1,
+        "monitor": "map_all",
+    },
 }
 
 
@@ -32,7 +40,7 @@ class DCCAConfig:
     image_branch     auto, cnn, alexnet or mlp
     hidden, dropout  of the text branch, and of the image branch where it is an MLP
     learning_rate    the peak of a one-cycle schedule of AdamW over all epochs
-    augment          move, turn, scale and thicken training pictures at random
+    augment          move, turn and scale training pictures at random
     patience         stop after so many epochs without a better validation figure; 0 never stops early
     monitor          the validation figure, mean over both directions, that chooses the best epoch
     precision        as in Lightning: 32-true, bf16-mixed, 16-mixed
@@ -51,7 +59,7 @@ class DCCAConfig:
     dropout: float = 0.3
     learning_rate: float = 4e-3
     weight_decay: float = 0.01
-    augment: bool = True
+    augment: bool = False
     patience: int = 0
     monitor: str = "recall@10"
     precision: str = "32-true"

@@ -55,8 +55,8 @@ def train_dcca(
     With ``resume`` the run in ``output`` is continued from its last finished epoch, with the same result as an
     uninterrupted one. The same seed gives the same model on a CPU with the same number of threads.
 
-    Raises UserError for what cannot be done (no such device, a directory that cannot be written, a batch larger
-    than the outputs need), before training; Interrupted after Ctrl-C.
+    Raises UserError for what cannot be done (no such device, a directory that cannot be written, branches that do not
+    suit the data) before training; Interrupted after Ctrl-C.
     """
     from rich.console import Console
 
@@ -76,7 +76,11 @@ def train_dcca(
     run.describe("dcca", data, source, config.to_dict(), **branches)
     torch.manual_seed(config.seed)
     model = new_model(run.read_config())
-    history, best_epoch = _fit(model, data, config, run, place, resume, console or Console(stderr=True))
+    console = console or Console(stderr=True)
+    if (batch := min(config.batch_size, len(data.train))) <= 2 * config.output_dim:
+        hint = f"note: {batch} pairs a batch are few for {config.output_dim} outputs: any outputs correlate in so few"
+        console.print(hint, markup=False, highlight=False, soft_wrap=True)
+    history, best_epoch = _fit(model, data, config, run, place, resume, console)
     model.load_state_dict(_weights(run.best))
     model.to(place).fit_cca(data.train.image, data.train.text)
     metrics = finish(run, "dcca", model, data)

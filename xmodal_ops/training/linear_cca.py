@@ -13,7 +13,7 @@ from ..models import LinearCCA
 from .evaluation import embed, finish
 from .run import RunDirectory
 
-RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 COMPONENTS = (2, 3, 5, 7, 10, 20, 50, 100, 200, 500)
 POWERS = (0.0, 1.0, 2.0, 4.0)
 

@@ -148,14 +148,15 @@ inline bool vector_loads(const Matrix& matrix) {
 }
 
 // A ROWS×COLUMNS rectangle of a matrix, fetched into the registers of THREADS threads and put into shared
-// memory with rows LD apart. What lies outside the matrix is 0, after centring too.
+// memory with rows LD apart. What lies outside the matrix is 0, after centring too. A Matrix comes by value: read
+// once from the kernel's parameters, not once for every element.
 template <typename T, int ROWS, int COLUMNS, int LD, int THREADS>
 class Rectangle {
   static constexpr int across = COLUMNS / 4, each = ROWS * across / THREADS;
   static_assert(each * THREADS == ROWS * across && THREADS % across == 0 && LD % 4 == 0);
 
  public:
-  __device__ __forceinline__ void fetch(const Matrix& m, bool vectors, int row0, int column0) {
+  __device__ __forceinline__ void fetch(const Matrix m, bool vectors, int row0, int column0) {
     const int column = column0 + 4 * (static_cast<int>(threadIdx.x) % across);
     const bool whole = vectors && column + 4 <= m.columns;
 #pragma unroll
@@ -183,7 +184,7 @@ class Rectangle {
     }
   }
 
-  __device__ __forceinline__ void put(T* shared, const Matrix& m, int row0, int column0) const {
+  __device__ __forceinline__ void put(T* shared, const Matrix m, int row0, int column0) const {
     const int in_row = 4 * (static_cast<int>(threadIdx.x) % across), column = column0 + in_row;
 #pragma unroll
     for (int q = 0; q < each; ++q) {

@@ -17,6 +17,10 @@ std::vector<std::string> architectures();
 // Empty where a device can run these kernels; otherwise one line that says what is missing.
 std::string unavailable();
 
+// Makes the launches of this thread go to a device: this module's CUDA runtime is not torch's, and has a current
+// device of its own.
+int set_device(int index);
+
 // What an error that a launch returned means.
 std::string error_string(int error);
 
@@ -98,6 +102,10 @@ struct SmallTraceNorm {
   Matrix x, y;                                             // shift: where the means go, where xx is null
   const void *xx = nullptr, *xy = nullptr, *yy = nullptr;  // covariances with their ridges, or null: from x and y
   double rx = 0, ry = 0;
+  // 0: all canonical pairs, by the polar factor. Else the leading ones, by Jacobi's SVD, which also gives the
+  // correlations in descending order, min(dx, dy) of them, and nothing else where `value` is null.
+  int top_k = 0;
+  void* sigma = nullptr;
   void *value = nullptr, *gxx = nullptr, *gxy = nullptr, *gyx = nullptr, *gyy = nullptr;
   void* workspace = nullptr;  // small_workspace(…) numbers
 };

@@ -1,0 +1,83 @@
+"""Triplet mining by the CUDA kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..reference import triplets as portable
+from . import _cuda
+from ._cuda import address, choose_tile, column_means, matrix, processors, rows, stream
+
+
+def mine_triplets(
+    anchor: Tensor,
+    ref: Tensor,
+    anchor_labels: Tensor,
+    ref_labels: Tensor,
+    positive: str,
+    negative: str,
+    beyond_hardest: bool,
+    margin: float,
+    seed: Tensor | None,
+    exclude_diagonal: bool,
+) -> tuple[Tensor, ...]:
+    """Seven launches; semihard negatives, which need to know the positives, take a second pass over the tiles."""
+    options = positive, negative, beyond_hardest, margin, seed, exclude_diagonal
+    if negative == "random":
+        return portable.mine_triplets(anchor, ref, anchor_labels, ref_labels, *options)
+    anchor, ref = rows(anchor), rows(ref)
+    anchor_labels, ref_labels = anchor_labels.contiguous(), ref_labels.contiguous()
+    m, n = anchor.shape[0], ref.shape[0]
+    dtype = portable.accumulation_dtype(anchor)
+    wide = dtype == torch.float64
+    # Any one shift leaves distances as they are; with about the mean less is lost in |a|² + |r|² − 2 a·r.
+    # Where that is not finite, none.
+    (shift,) = column_means(ref, dtype=dtype)
+    shift = shift.nan_to_num_(0.0, 0.0, 0.0)
+    anchor_norms, ref_norms = (x.new_empty(x.shape[0], dtype=dtype) for x in (anchor, ref))
+    views = matrix(anchor, shift), matrix(ref, shift)
+    for view, norms in zip(views, (anchor_norms, ref_norms)):
+        _cuda.native.cuda_squared_norms(view, wide, norms.data_ptr(), stream(anchor))
+    pairs = _cuda.native.LabelledPairs(
+        *views,
+        anchor_norms.data_ptr(),
+        ref_norms.data_ptr(),
+        anchor_labels.data_ptr(),
+        ref_labels.data_ptr(),
+        0 if anchor_labels.ndim == 1 else anchor_labels.shape[1],
+        exclude_diagonal,
+    )
+    tile = choose_tile([((m, n), False)], wide, processors(anchor))
+    counts = torch.zeros(2, m, dtype=torch.int32, device=anchor.device)
+
+    def look(*choices: tuple[bool, bool], floor: Tensor | None = None, count: bool = False) -> list[Any]:
+        """(index, distance, square) of each choice, a pair (positive, farthest)."""
+        state = torch.zeros(len(choices), 2, m, dtype=torch.int64, device=anchor.device)
+        made = [
+            _cuda.native.Choice(*c, address(floor), *(s.data_ptr() for s in part)) for c, part in zip(choices, state)
+        ]
+        counted = counts.data_ptr() if count else 0
+        _cuda.native.cuda_mine(pairs, made, counted, wide, tile, stream(anchor))
+        results = []
+        for choice in made:
+            index = torch.empty(m, dtype=torch.int64, device=anchor.device)
+            distance, square = anchor.new_empty(m, dtype=dtype), anchor.new_empty(m, dtype=torch.float64)
+            targets = index.data_ptr(), distance.data_ptr(), square.data_ptr()
+            _cuda.native.cuda_mined(pairs, choice, *targets, wide, stream(anchor))
+            results.append((index, distance, square))
+        return results
+
+    first = (True, positive == "hard")
+    if negative != "semihard":
+        chosen, found = look(first, (False, negative == "easy"), count=True)
+        return chosen[0], found[0], chosen[1], found[1], *counts.long().unbind()
+    both = (first, (True, True)) if beyond_hardest and positive == "easy" else (first,)
+    known = look(*both, count=True)
+    index, distance, bound = known[0][0], known[0][1], known[-1][2]
+    ((found_index, found_distance, square),) = look((False, False), floor=bound)
+    near = square.sqrt() - bound.sqrt() <= margin
+    found_index, found_distance = found_index.where(near, -1), found_distance.where(near, 0.0)
+    return index, found_index, distance, found_distance, *counts.long().unbind()
