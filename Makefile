@@ -8,6 +8,7 @@ export PIP_CONSTRAINT ?= $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
+BENCHES_cpu  := accuracy out_of_core distributed
 HAS_DRIVER   := $(wildcard /proc/driver/nvidia /dev/nvidiactl /dev/dxg)
 
 .PHONY: help demo test lint bench gpu-check native clean
@@ -27,10 +28,10 @@ lint: $(VENV)/.test  ## ruff, mypy --strict on the package, clang-format
 	find csrc tests/host \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \) \
 	  | xargs $(BIN)/clang-format --dry-run -Werror
 
-bench: $(VENV)/.bench  ## all benchmarks of DEVICE=cpu|cuda; results go to bench/results/<device>
-	$(BIN)/python bench/accuracy.py
-	for name in $(patsubst bench/%,%,$(wildcard bench/trace_norm.py bench/triplets.py)); do \
-	  $(BIN)/python bench/$$name --device $(DEVICE) || exit 1; done
+bench: $(VENV)/.bench  ## all benchmarks of DEVICE=cpu|cuda, most of an hour; results go to bench/results/<device>
+	for name in $(BENCHES_$(DEVICE)); do $(BIN)/python bench/$$name.py || exit 1; done
+	for name in trace_norm covariance triplets large_batch; do \
+	  $(BIN)/python bench/$$name.py --device $(DEVICE) || exit 1; done
 
 gpu-check:  ## on a machine with a GPU: build, gpu tests, sanitizer, benchmarks; PART=build|tests|sanitizer|bench
 	PART="$(PART)" PYTHON=$(PYTHON) bash bench/gpu_check.sh
