@@ -10,7 +10,7 @@ import torch
 from xmodal_ops.data import PairData
 from xmodal_ops.models import DCCA
 from xmodal_ops.training import DCCAConfig, Interrupted, UserError, embed, evaluate, load_run, report, train_dcca
-from xmodal_ops.training.lightning import EpochSampler, StepCallback, one_cycle
+from xmodal_ops.training.lightning import EpochSampler, RunCheckpoint, StepCallback, one_cycle
 
 CONFIG = DCCAConfig(epochs=3, batch_size=100, output_dim=4, hidden=(16,), learning_rate=1e-2)
 
@@ -131,6 +131,29 @@ def test_a_finished_run_can_be_resumed_and_prolonged(tiny, tmp_path):
     longer = train_dcca(tiny, replace(CONFIG, epochs=5), tmp_path, device="cpu", resume=True)
     assert [row["epoch"] for row in longer.history] == [1, 2, 3, 4, 5]
     assert longer.history[:3] == first.history
+
+
+def test_ctrl_c_while_an_epoch_ends_is_not_counted(tiny, tmp_path, monkeypatch):
+    """The epoch has its figures, but no checkpoint yet."""
+    saved = []
+
+    def raise_later(self, *args, save=RunCheckpoint.on_train_epoch_end):
+        saved.append(1)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        save(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunCheckpoint, "on_train_epoch_end", raise_later)
+        with pytest.raises(Interrupted, match=r"in epoch 2 of 3; .* the end of epoch 1:"):
+            train_dcca(tiny, CONFIG, tmp_path / "part", device="cpu")
+    resumed = train_dcca(tiny, CONFIG, tmp_path / "part", device="cpu", resume=True)
+    assert same(resumed.model, train_dcca(tiny, CONFIG, tmp_path / "whole", device="cpu").model)
+
+
+def test_a_loss_that_is_no_number_ends_the_training(tiny, tmp_path):
+    with pytest.raises(UserError, match="the loss is nan in epoch 1: a smaller learning rate"):
+        train_dcca(tiny, replace(CONFIG, learning_rate=1e30), tmp_path, device="cpu")
 
 
 def test_training_stops_early_without_progress(tiny, tmp_path):

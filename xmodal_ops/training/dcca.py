@@ -134,7 +134,7 @@ def _fit(
                 raise
         signal.signal(signal.SIGINT, handler)
     if trainer.interrupted:
-        done = len(module.history)
+        done = checkpoint.finished
         raise Interrupted(
             f"interrupted in epoch {done + 1} of {config.epochs}; {run.last} holds the end of epoch {done}: "
             f"continue with --resume --output {run.path}"

@@ -20,7 +20,7 @@ from ..models import DCCA
 from .augment import augment
 from .config import DCCAConfig
 from .evaluation import evaluate
-from .run import RunDirectory
+from .run import RunDirectory, UserError
 
 Row = dict[str, float]
 
@@ -86,12 +86,16 @@ class DCCAModule(pl.LightningModule):
 
     # Retrieval needs the whole gallery at once, so validation is no loop of batches but part of the epoch's end.
     def on_train_epoch_end(self) -> None:
+        loss = torch.stack(self.losses).mean().item()
+        if not math.isfinite(loss):
+            epoch = self.current_epoch + 1
+            raise UserError(f"the loss is {loss} in epoch {epoch}: a smaller learning rate or a larger ridge may help")
         self.model.fit_cca(self.sample.image, self.sample.text)
         result = evaluate(self.model, self.data.validation)
         self.log("monitor", result["mean"][self.config.monitor])
         row = {
             "epoch": self.current_epoch + 1,
-            "loss": torch.stack(self.losses).mean().item(),
+            "loss": loss,
             **{f"validation {name}": float(value) for name, value in result["mean"].items()},
             "learning rate": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
             "seconds": time.perf_counter() - self.started,
@@ -135,6 +139,7 @@ class RunCheckpoint(Checkpoint):
         self.run = run
         self.best = -math.inf
         self.best_epoch = 0
+        self.finished = 0
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if not self.run.last.exists():
@@ -147,6 +152,7 @@ class RunCheckpoint(Checkpoint):
             self.best, self.best_epoch = value, trainer.current_epoch + 1
             trainer.save_checkpoint(self.run.best)
         trainer.save_checkpoint(self.run.last)
+        self.finished = trainer.current_epoch + 1
         assert isinstance(module, DCCAModule)
         with self.run.history.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, module.history[0].keys())
@@ -158,6 +164,9 @@ class RunCheckpoint(Checkpoint):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best, self.best_epoch = state["best"], state["best_epoch"]
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.finished = len(checkpoint["history"])
 
 
 class StepCallback(Callback):
