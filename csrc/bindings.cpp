@@ -3,7 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdint>
+#include <optional>
+
 #include "xmodal/cpu.h"
+#include "xmodal/trace_norm.h"
 #ifdef XMODAL_WITH_CUDA
 #include "xmodal/cuda.h"
 #endif
@@ -12,7 +16,52 @@ namespace py = pybind11;
 
 namespace {
 
+template <typename T>
+T* pointer(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+xmodal::TraceNorm trace_norm_problem(std::uintptr_t x, std::uintptr_t y, std::int64_t m, std::int64_t dx,
+                                     std::int64_t dy, std::int64_t x_stride, std::int64_t y_stride, double rx,
+                                     double ry, std::uintptr_t grad_x, std::uintptr_t grad_y, std::uintptr_t workspace,
+                                     int threads) {
+  return {pointer<const void>(x),
+          pointer<const void>(y),
+          m,
+          dx,
+          dy,
+          x_stride,
+          y_stride,
+          rx,
+          ry,
+          0,
+          pointer<void>(grad_x),
+          pointer<void>(grad_y),
+          pointer<void>(workspace),
+          threads};
+}
+
 void bind_cpu(py::module_& module) {
+  module.attr("TRACE_NORM_MAX_DIM") = xmodal::cpu::kTraceNormMaxDim;
+  module.def(
+      "trace_norm_workspace_bytes",
+      [](std::int64_t m, std::int64_t dx, std::int64_t dy, int threads) {
+        return xmodal::cpu::trace_norm_workspace_bytes(
+            trace_norm_problem(0, 0, m, dx, dy, 0, 0, 0, 0, 0, 0, 0, threads));
+      },
+      "Bytes of workspace that trace_norm_cpu needs.");
+  module.def(
+      "trace_norm_cpu",
+      [](std::uintptr_t x, std::uintptr_t y, bool wide, std::int64_t m, std::int64_t dx, std::int64_t dy,
+         std::int64_t x_stride, std::int64_t y_stride, double rx, double ry, std::uintptr_t grad_x,
+         std::uintptr_t grad_y, std::uintptr_t workspace, int threads) -> std::optional<double> {
+        auto problem =
+            trace_norm_problem(x, y, m, dx, dy, x_stride, y_stride, rx, ry, grad_x, grad_y, workspace, threads);
+        py::gil_scoped_release unlocked;
+        const bool served = wide ? xmodal::cpu::trace_norm_f64(problem) : xmodal::cpu::trace_norm_f32(problem);
+        return served ? std::optional<double>(problem.value) : std::nullopt;
+      },
+      "Value of the trace norm and its gradients; None where a covariance does not factorise in fp64.");
   module.def("instruction_set", &xmodal::cpu::instruction_set, "The instruction set that the CPU kernels run with.");
 }
 

@@ -6,6 +6,7 @@
 
 #include "detail/sets.h"
 #include "xmodal/cpu.h"
+#include "xmodal/trace_norm.h"
 
 namespace xmodal::cpu {
 
@@ -41,13 +42,33 @@ const char* instruction_set() {
   return names[static_cast<int>(current())];
 }
 
-void parallel(int parts, const std::function<void(int, int)>& body) {
-  if (parts <= 1) return body(0, 1);
+void run_parallel(int parts, void (*body)(void*, int, int), void* context) {
+  if (parts <= 1) return body(context, 0, 1);
   std::vector<std::thread> threads;
   threads.reserve(parts - 1);
-  for (int part = 0; part + 1 < parts; ++part) threads.emplace_back([&body, part, parts] { body(part, parts); });
-  body(parts - 1, parts);
+  for (int part = 0; part + 1 < parts; ++part) threads.emplace_back(body, context, part, parts);
+  body(context, parts - 1, parts);
   for (auto& thread : threads) thread.join();
 }
+
+// Sends a call to the copy for the current set.
+#if defined(XMODAL_HAS_AVX512)
+#define XMODAL_PICK(name, ...)                          \
+  (current() == Set::avx512 ? avx512::name(__VA_ARGS__) \
+   : current() == Set::avx2 ? avx2::name(__VA_ARGS__)   \
+                            : baseline::name(__VA_ARGS__))
+#else
+#define XMODAL_PICK(name, ...) baseline::name(__VA_ARGS__)
+#endif
+
+XMODAL_DECLARE_FOR_SETS(int64_t, trace_norm_workspace_bytes, const TraceNorm&)
+XMODAL_DECLARE_FOR_SETS(bool, trace_norm_f32, TraceNorm&)
+XMODAL_DECLARE_FOR_SETS(bool, trace_norm_f64, TraceNorm&)
+
+int64_t trace_norm_workspace_bytes(const TraceNorm& problem) {
+  return XMODAL_PICK(trace_norm_workspace_bytes, problem);
+}
+bool trace_norm_f32(TraceNorm& problem) { return XMODAL_PICK(trace_norm_f32, problem); }
+bool trace_norm_f64(TraceNorm& problem) { return XMODAL_PICK(trace_norm_f64, problem); }
 
 }  // namespace xmodal::cpu

@@ -1,17 +1,20 @@
 // What the CPU can do, and how work is spread over its cores.
 #pragma once
 
-#include <cstdint>
-#include <functional>
-
 namespace xmodal::cpu {
 
 // The instruction set that the kernels run with: "baseline", "avx2" or "avx512".
 // The environment variable XMODAL_CPU_SET=baseline|avx2 lowers it, for tests and for comparisons.
 const char* instruction_set();
 
+void run_parallel(int parts, void (*body)(void* context, int part, int parts), void* context);
+
 // Calls body(part, parts) for part = 0 … parts − 1, each on a thread of its own, the last on the caller's.
 // Threads live for the call only: work worth splitting outlasts the 20 µs that one costs to start.
-void parallel(int parts, const std::function<void(int part, int parts)>& body);
+// No std::function: kernel sources, compiled per instruction set, must not emit code that others share.
+template <typename Body>
+inline void parallel(int parts, Body body) {
+  run_parallel(parts, [](void* context, int part, int count) { (*static_cast<Body*>(context))(part, count); }, &body);
+}
 
 }  // namespace xmodal::cpu
