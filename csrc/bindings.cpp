@@ -8,6 +8,7 @@
 
 #include "xmodal/cpu.h"
 #include "xmodal/trace_norm.h"
+#include "xmodal/triplets.h"
 #ifdef XMODAL_WITH_CUDA
 #include "xmodal/cuda.h"
 #endif
@@ -65,6 +66,73 @@ void bind_cpu(py::module_& module) {
   module.def("instruction_set", &xmodal::cpu::instruction_set, "The instruction set that the CPU kernels run with.");
 }
 
+void bind_triplets(py::module_& module) {
+  using namespace xmodal::cpu;
+  using Address = std::uintptr_t;
+  py::class_<Pairs>(module, "Pairs", "Two sets of embeddings and their labels, as the triplet kernels take them.")
+      .def(py::init([](Address anchor, Address ref, Address shift, Address anchor_labels, Address ref_labels,
+                       std::int64_t m, std::int64_t n, std::int64_t d, std::int64_t words, bool exclude_diagonal,
+                       bool wide, int threads) {
+             return Pairs{pointer<void>(anchor),
+                          pointer<void>(ref),
+                          pointer<void>(shift),
+                          pointer<std::int64_t>(anchor_labels),
+                          pointer<std::int64_t>(ref_labels),
+                          m,
+                          n,
+                          d,
+                          words,
+                          exclude_diagonal,
+                          wide,
+                          threads,
+                          nullptr};
+           }),
+           py::kw_only(), py::arg("anchor"), py::arg("ref"), py::arg("shift"), py::arg("anchor_labels"),
+           py::arg("ref_labels"), py::arg("m"), py::arg("n"), py::arg("d"), py::arg("words"),
+           py::arg("exclude_diagonal"), py::arg("wide"), py::arg("threads"))
+      .def("workspace_size", &workspace_size, py::arg("weights"), "Bytes that a kernel needs; see set_workspace.")
+      .def("set_workspace", [](Pairs& pairs, Address address) { pairs.workspace = pointer<void>(address); });
+  py::enum_<Positive>(module, "Positive").value("hard", Positive::hard).value("easy", Positive::easy);
+  py::enum_<Negative>(module, "Negative")
+      .value("hard", Negative::hard)
+      .value("easy", Negative::easy)
+      .value("semihard", Negative::semihard)
+      .value("random", Negative::random);
+  py::enum_<Triplets>(module, "Triplets")
+      .value("all", Triplets::all)
+      .value("hard", Triplets::hard)
+      .value("semihard", Triplets::semihard);
+  module.def(
+      "mine_triplets",
+      [](const Pairs& pairs, Positive positive, Negative negative, bool beyond_hardest, double margin,
+         std::int64_t seed, Address positive_idx, Address negative_idx, Address positive_d, Address negative_d,
+         Address positives, Address negatives) {
+        mine_triplets(pairs,
+                      {positive, negative, beyond_hardest, margin, seed, pointer<std::int64_t>(positive_idx),
+                       pointer<std::int64_t>(negative_idx), pointer<double>(positive_d), pointer<double>(negative_d),
+                       pointer<std::int64_t>(positives), pointer<std::int64_t>(negatives)});
+      },
+      py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "structure_preserving",
+      [](const Pairs& pairs, Address anchor_positive, Address anchor_negative, Address ref_positive,
+         Address ref_negative, double margin, Address sums, Address anchor_grad, Address ref_grad) {
+        structure_preserving(pairs,
+                             {pointer<double>(anchor_positive), pointer<double>(anchor_negative),
+                              pointer<double>(ref_positive), pointer<double>(ref_negative), margin},
+                             {pointer<double>(sums), pointer<void>(anchor_grad), pointer<void>(ref_grad)});
+      },
+      py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "triplet_margin",
+      [](const Pairs& pairs, Triplets triplets, double margin, Address weight, Address sums, Address anchor_grad,
+         Address ref_grad) {
+        triplet_margin(pairs, {triplets, margin, pointer<double>(weight)},
+                       {pointer<double>(sums), pointer<void>(anchor_grad), pointer<void>(ref_grad)});
+      },
+      py::call_guard<py::gil_scoped_release>());
+}
+
 void bind_cuda(py::module_& module) {
 #ifdef XMODAL_WITH_CUDA
   module.attr("with_cuda") = true;
@@ -82,5 +150,6 @@ void bind_cuda(py::module_& module) {
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The native module of xmodal_ops.";
   bind_cpu(module);
+  bind_triplets(module);
   bind_cuda(module);
 }

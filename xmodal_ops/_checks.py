@@ -61,3 +61,48 @@ def leading(top_k: int | None, dx: int, dy: int) -> int:
     if not 1 <= top_k <= min(dx, dy):
         raise ValueError(f"top_k must lie in 1..{min(dx, dy)} (the smaller view's dimension), got {top_k}")
     return top_k
+
+
+def labels(name: str, values: Tensor, rows_name: str, rows: Tensor) -> None:
+    """Refuses what is not (m,) int64, (m, C) bool or (m, words) int64 labels of the m rows."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(values).__name__}")
+    kinds = "int64 of shape (m,), bool of shape (m, C) or packed int64 words of shape (m, words)"
+    if values.dtype not in (torch.int64, torch.bool):
+        raise TypeError(f"{name} must be {kinds}, got {str(values.dtype)[6:]}")
+    if values.ndim not in ((2,) if values.dtype == torch.bool else (1, 2)) or 0 in values.shape[1:]:
+        raise ValueError(f"{name} must be {kinds}, got {str(values.dtype)[6:]} of shape {tuple(values.shape)}")
+    if values.shape[0] != rows.shape[0]:
+        raise ValueError(f"{name} must have one entry per row of {rows_name}, {rows.shape[0]}, got {values.shape[0]}")
+    if values.device != rows.device:
+        raise ValueError(f"{name} must be on the device of {rows_name}, {rows.device}, got {values.device}")
+
+
+def same_labels(name: str, values: Tensor, other_name: str, other: Tensor) -> None:
+    """Refuses labels of another kind, or another number of classes, than their partner's."""
+    if values.dtype != other.dtype or values.shape[1:] != other.shape[1:]:
+        raise ValueError(
+            f"{name} must be of the kind of {other_name}, {str(other.dtype)[6:]} {tuple(other.shape)}, "
+            f"got {str(values.dtype)[6:]} {tuple(values.shape)}"
+        )
+
+
+def same_width(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    """Refuses embeddings of another dimension than their partner's."""
+    if x.shape[1] != other.shape[1]:
+        raise ValueError(f"{name} must have as many columns as {other_name}, {other.shape[1]}, got {x.shape[1]}")
+
+
+def non_negative(name: str, value: float) -> float:
+    """Refuses a negative number, infinity or NaN."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
+    return float(value)
+
+
+def choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuses a word that is not among the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -7,6 +7,7 @@
 #include "detail/sets.h"
 #include "xmodal/cpu.h"
 #include "xmodal/trace_norm.h"
+#include "xmodal/triplets.h"
 
 namespace xmodal::cpu {
 
@@ -70,5 +71,22 @@ int64_t trace_norm_workspace_bytes(const TraceNorm& problem) {
 }
 bool trace_norm_f32(TraceNorm& problem) { return XMODAL_PICK(trace_norm_f32, problem); }
 bool trace_norm_f64(TraceNorm& problem) { return XMODAL_PICK(trace_norm_f64, problem); }
+
+XMODAL_DECLARE_FOR_SETS(std::size_t, workspace_size, const Pairs&, bool)
+XMODAL_DECLARE_FOR_SETS(void, mine_triplets, const Pairs&, const Mining&)
+XMODAL_DECLARE_FOR_SETS(void, structure_preserving, const Pairs&, const StructurePreserving&, const Sums&)
+XMODAL_DECLARE_FOR_SETS(void, triplet_margin, const Pairs&, const TripletMargin&, const Sums&)
+
+std::size_t workspace_size(const Pairs& pairs, bool weights) { return XMODAL_PICK(workspace_size, pairs, weights); }
+
+void mine_triplets(const Pairs& pairs, const Mining& mining) { XMODAL_PICK(mine_triplets, pairs, mining); }
+
+void structure_preserving(const Pairs& pairs, const StructurePreserving& loss, const Sums& sums) {
+  XMODAL_PICK(structure_preserving, pairs, loss, sums);
+}
+
+void triplet_margin(const Pairs& pairs, const TripletMargin& loss, const Sums& sums) {
+  XMODAL_PICK(triplet_margin, pairs, loss, sums);
+}
 
 }  // namespace xmodal::cpu

@@ -1,8 +1,27 @@
 """One file per op: schema, fake, CPU and CUDA implementation, autograd, public function."""
 
+from ._pairs import pack_labels
 from .canonical_correlations import canonical_correlations
 from .covariance import Covariance, covariance
+from .max_violation import max_violation_loss
+from .mining import MinedTriplets, mine_triplets
+from .structure_preserving import StructureStats, structure_preserving_loss
 from .trace_norm import trace_norm_loss
+from .triplet_margin import TripletStats, triplet_margin_loss
 from .whiten import whiten
 
-__all__ = ["Covariance", "canonical_correlations", "covariance", "trace_norm_loss", "whiten"]
+__all__ = [
+    "Covariance",
+    "MinedTriplets",
+    "StructureStats",
+    "TripletStats",
+    "canonical_correlations",
+    "covariance",
+    "max_violation_loss",
+    "mine_triplets",
+    "pack_labels",
+    "structure_preserving_loss",
+    "trace_norm_loss",
+    "triplet_margin_loss",
+    "whiten",
+]

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "sets.h"
 
@@ -36,6 +37,32 @@ inline Vector<T> load(const T* from) {
 template <typename T>
 inline void store(T* to, Vector<T> value) {
   *reinterpret_cast<typename VectorOf<T>::unaligned*>(to) = value;
+}
+
+// Integers of T's width: a comparison of two Vector<T> gives a Vector<Int<T>>, 0 or −1 by lane.
+template <typename T>
+using Int = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+
+template <typename V>
+inline auto lane_sum(V vector) {
+  auto total = vector[0];
+  for (unsigned lane = 1; lane < sizeof(V) / sizeof(vector[0]); ++lane) total += vector[lane];
+  return total;
+}
+
+// As many numbers as a vector of doubles holds, widened.
+inline Vector<double> load_wide(const double* from) { return load(from); }
+inline Vector<double> load_wide(const float* from) {
+  typedef float Half __attribute__((vector_size(kVectorBytes / 2), aligned(4), may_alias));
+  return __builtin_convertvector(*reinterpret_cast<const Half*>(from), Vector<double>);
+}
+
+// Adds all lanes to a vector of doubles.
+inline void widen_add(Vector<double>& total, Vector<double> values) { total += values; }
+inline void widen_add(Vector<double>& total, Vector<float> values) {
+  float lanes[kLanes<float>];
+  store(lanes, values);
+  total += load_wide(lanes) + load_wide(lanes + kLanes<double>);
 }
 
 // Rows of every work matrix are padded to this many elements, so that no kernel has a ragged right edge.
