@@ -106,3 +106,10 @@ def choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuses a word that is not among the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def nonfinite_row(x: Tensor) -> int | None:
+    """The first row that holds NaN or infinity, if any. Reads the device."""
+    if x.isfinite().all():
+        return None
+    return int(x.flatten(1).isfinite().all(1).logical_not().nonzero()[0])

@@ -86,8 +86,8 @@ def load(
     Characters are split, never faces: 1,000 characters are held out for testing and 1,000 for validation (a
     fifth each of those that the first face draws, where it draws fewer than 5,000), one picture each, in the
     first face. All pictures of all other characters, in every face, are the training set. No picture occurs
-    twice: of characters drawn alike, such as LATIN, GREEK and CYRILLIC CAPITAL LETTER A, the lowest code point
-    has the picture. Blank and .notdef glyphs are left out.
+    twice: of characters drawn alike, such as LATIN, GREEK and CYRILLIC CAPITAL LETTER A, the first by code
+    point has the picture. Blank and .notdef glyphs are left out.
 
     size         pixels of the square pictures: image is (n, 1, size, size) float32 in 0..1, ink is 1
     seed         draws the split
@@ -126,13 +126,14 @@ def load(
         c = of[rows]
         return PairSet(image, torch.from_numpy(text[c]), torch.from_numpy(labels[c]), [names[i] for i in c])
 
+    characters_in = f"{len(characters)} characters in {len(paths)} faces"
     return PairData(
         pairs("train"),
         pairs("validation"),
         pairs("test"),
         name="glyphs",
         classes=classes,
-        description=f"{len(pictures)} pictures of {len(characters)} characters in {len(paths)} faces, {size} px",
+        description=f"{len(pictures)} pictures of {characters_in}, {size}x{size} pixels",
     )
 
 
@@ -156,9 +157,9 @@ def _draw(size: int, fonts: Sequence[Path]) -> tuple[Array, Array, Array]:
 def _face(size: int, path: Path) -> dict[int, bytes]:
     """The pictures of a font's named characters, without blank and .notdef ones.
 
-    Ink is centred across; up and down it keeps its place on the line, which tells a comma from an apostrophe.
+    Centred across; up and down a glyph keeps its place on the line, which tells a comma from an apostrophe.
     What is larger than the picture is scaled down. Drawn at four times the size, then averaged, so that
-    hinting does not distort it.
+    hinting distorts little.
     """
     from matplotlib.ft2font import FT2Font
     from PIL import Image, ImageDraw, ImageFont
@@ -199,7 +200,10 @@ def _name_features(names: list[str], train: Array) -> Array:
     vectorizer = TfidfVectorizer(
         lowercase=False, token_pattern=r"[^\W\d]+|\d", ngram_range=(1, 2), min_df=3, dtype=np.float32
     )
-    vectorizer.fit([name for name, t in zip(names, train) if t])
+    try:
+        vectorizer.fit([name for name, t in zip(names, train) if t])
+    except ValueError:
+        raise DataError("too few named characters: no word occurs in three of their names") from None
     features: Array = vectorizer.transform(names).toarray()
     return features
 

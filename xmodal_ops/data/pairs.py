@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .. import _checks
+
+_LABELS = ((torch.int64, 1), (torch.bool, 2))
+
 
 class DataError(ValueError):
     """Data that cannot be used: a missing, damaged or wrong file, unequal rows, NaN. One line of text."""
@@ -18,16 +22,6 @@ class DataError(ValueError):
 def one_line(error: BaseException) -> str:
     """An exception's message on one line; its type where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _finite(name: str, x: Tensor) -> None:
-    rows = torch.isfinite(
-        x.flatten(1).sum(1)
-    )  # a sum is finite only if its terms are (or it overflows: look again)
-    if not rows.all():
-        rows = torch.isfinite(x).flatten(1).all(1)
-        if not rows.all():
-            raise DataError(f"{name} holds NaN or infinity in row {int(rows.logical_not().nonzero()[0])}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,19 +52,18 @@ class PairSet(Dataset[dict[str, Tensor]]):
                 raise DataError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
             if not x.is_floating_point():
                 raise DataError(f"{name} must be floating, got {str(x.dtype)[6:]}")
+            if (row := _checks.nonfinite_row(x)) is not None:
+                raise DataError(f"{name} holds NaN or infinity in row {row}")
+        if self.labels is not None and (self.labels.dtype, self.labels.ndim) not in _LABELS:
+            got = f"{str(self.labels.dtype)[6:]} {tuple(self.labels.shape)}"
+            raise DataError(f"labels must be int64 (n,) or bool (n, C), got {got}")
         n = len(self.image)
         for name, rows in (("text", self.text), ("labels", self.labels), ("names", self.names)):
             if rows is not None and len(rows) != n:
                 raise DataError(f"{name} must have as many rows as image, {n}, got {len(rows)}")
-        _finite("image", self.image)
-        _finite("text", self.text)
-        if self.labels is not None:
-            if (self.labels.dtype, self.labels.ndim) not in ((torch.int64, 1), (torch.bool, 2)):
-                got = f"{str(self.labels.dtype)[6:]} {tuple(self.labels.shape)}"
-                raise DataError(f"labels must be int64 (n,) or bool (n, C), got {got}")
-            if self.labels.ndim == 1 and n and int(self.labels.min()) < 0:
-                row = int((self.labels < 0).nonzero()[0])
-                raise DataError(f"labels must be >= 0, got {int(self.labels[row])} in row {row}")
+        if self.labels is not None and self.labels.ndim == 1 and (self.labels < 0).any():
+            row = int((self.labels < 0).nonzero()[0])
+            raise DataError(f"labels must be >= 0, got {int(self.labels[row])} in row {row}")
 
     def __len__(self) -> int:
         return len(self.image)
@@ -88,6 +81,26 @@ class PairSet(Dataset[dict[str, Tensor]]):
         return PairSet(
             self.image[rows], self.text[rows], None if self.labels is None else self.labels[rows], names
         )
+
+    def split(self, fraction: float, seed: int = 0) -> tuple[PairSet, PairSet]:
+        """The pairs less a random `fraction` of them, and that fraction: max(1, round(fraction n)) pairs.
+
+        Stratified by single labels: each class gives its share, within one pair. Both keep the rows' order.
+        """
+        n = len(self)
+        held = max(1, round(fraction * n))
+        if not 0 < fraction < 1 or held >= n:
+            raise DataError(
+                f"fraction must leave pairs on both sides of the split, got {fraction} of {n} pairs"
+            )
+        order = np.random.default_rng(seed).permutation(n)
+        if self.labels is not None and self.labels.ndim == 1:
+            order = order[np.argsort(self.labels.numpy(force=True)[order], kind="stable")]
+        chosen = np.zeros(n, np.bool_)
+        chosen[order[(np.arange(held) * 2 + 1) * n // (2 * held)]] = (
+            True  # evenly spaced: every class in turn
+        )
+        return self.subset(np.flatnonzero(~chosen)), self.subset(np.flatnonzero(chosen))
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,13 +123,10 @@ class PairData:
             if not len(pairs):
                 raise DataError(f"{split} holds no pairs")
             for view in ("image", "text"):
-                expected, got = (
-                    tuple(getattr(self.train, view).shape[1:]),
-                    tuple(getattr(pairs, view).shape[1:]),
-                )
-                if got != expected:
+                shape, needed = (tuple(getattr(p, view).shape[1:]) for p in (pairs, self.train))
+                if shape != needed:
                     raise DataError(
-                        f"{split} {view} must have rows of shape {expected} as in train, got {got}"
+                        f"{split} {view} must have rows of shape {needed} as in train, got {shape}"
                     )
             if (pairs.labels is None) != (self.train.labels is None):
                 raise DataError(f"{split} and train must both have labels or both have none")

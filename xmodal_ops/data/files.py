@@ -1,0 +1,251 @@
+"""Pair files: features of your own in one npz, HDF5 or mat file."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .pairs import DataError, PairData, PairSet, one_line
+
+Array = npt.NDArray[Any]
+
+ROLES = {
+    "image": "image images img imgs image_features img_features visual x i v",
+    "text": "text texts txt txts text_features txt_features y t",
+    "labels": "labels label lab l targets",
+    "names": "names name ids id",
+    "classes": "classes class_names label_names categories",
+    "split": "split splits",
+    "rows": "rows idx index indices",  # of one split, which may stand alone: train, test_idx
+}
+SPLITS = {"train": "train training tr", "validation": "validation valid val dev", "test": "test testing te"}
+
+_ROLE = {alias: role for role, aliases in ROLES.items() for alias in aliases.split()}
+_SPLIT = {alias: split for split, aliases in SPLITS.items() for alias in aliases.split()}
+
+
+def read(
+    path: str | os.PathLike[str], *, seed: int = 0, fractions: tuple[float, float] = (0.1, 0.1)
+) -> PairData:
+    """Reads a pair file: .npz, .h5 or .hdf5, .mat (any version).
+
+    What it holds goes by the names of its arrays, upper or lower case:
+        image   (n, dv) features, (n, c, H, W) or (n, H, W) pictures (uint8 ones are divided by 255)
+        text    (n, dt) features, such as TF-IDF; sparse ones in .mat too
+        labels  optional: (n,) classes, counted from 0 or strings, or (n, C) of 0 and 1, any number per row
+        names   optional: (n,) strings, what each pair is called
+        classes optional: (C,) strings, what each label is called
+    or by one of the other names in ROLES, such as img, txt, label; X and Y stand for image and text.
+
+    The split, in the order of precedence:
+        arrays per split     image_train, test_image, I_tr, train/image, ...: by the names of SPLITS
+        split                (n,) of "train", "validation", "test"
+        train, test, ...     row numbers, counted from 0, or (n,) bool
+        none of them         `fractions` of the pairs for validation and test, drawn by `seed`
+    Where only validation is missing, the same fraction of the training pairs is taken for it.
+
+    Raises DataError, one line that begins with the path, for a file that is missing, damaged or something
+    else, for missing arrays (naming those found), and for what PairSet and PairData refuse.
+    """
+    path = Path(path)
+    found = arrays(path)
+    try:
+        return assemble(found, path.stem, seed, fractions)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _role(name: str) -> tuple[str, str] | None:
+    """Which array this is by its name: (split or "", role); None for one of no concern."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    splits = [_SPLIT[word] for word in words if word in _SPLIT]
+    role = _ROLE.get("_".join(word for word in words if word not in _SPLIT) or "rows")
+    if role is None or len(splits) > 1 or (role == "rows" and not splits):
+        return None
+    return (splits[0] if splits else ""), role
+
+
+def arrays(path: Path) -> dict[tuple[str, str], Array]:
+    """The arrays of a file by split and role; those of no concern are not read."""
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: a pair file ends in {', '.join(READERS)}")
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    # A damaged file makes them raise almost anything: zlib.error, BadZipFile, KeyError, MemoryError, ...
+    try:
+        contents = reader(path, lambda name: _role(name) is not None)
+    except Exception as error:
+        raise DataError(f"{path}: damaged, or not a {path.suffix} file ({one_line(error)})") from None
+    found: dict[tuple[str, str], Array] = {}
+    name_of: dict[tuple[str, str], str] = {}
+    for name, array in contents.items():
+        key = _role(name)
+        if key is None or array is None:
+            continue
+        if key in found:
+            raise DataError(f"{path}: {name_of[key]} and {name} both mean {' '.join(key).strip()}")
+        found[key], name_of[key] = array, name
+    for role in ("image", "text"):
+        if not any(r == role for _, r in found):
+            aliases, names = ", ".join(ROLES[role].split()[1:]), ", ".join(sorted(contents)[:20])
+            raise DataError(f"{path}: needs an array {role} (or {aliases}), found {names or 'none'}")
+    return found
+
+
+def _npz(path: Path, wanted: Callable[[str], bool]) -> dict[str, Array | None]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] if wanted(name) else None for name in file.files}
+
+
+def _hdf5(path: Path, wanted: Callable[[str], bool]) -> dict[str, Array | None]:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        names: list[str] = []
+        file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+        return {name: np.asarray(file[name]) if wanted(name) else None for name in names}
+
+
+def _mat(path: Path, wanted: Callable[[str], bool]) -> dict[str, Array | None]:
+    import scipy.io
+
+    try:
+        names = [name for name, _, _ in scipy.io.whosmat(path)]
+        variables = scipy.io.loadmat(path, variable_names=[name for name in names if wanted(name)])
+    except NotImplementedError:  # version 7.3 is HDF5, which sees the axes in the opposite order
+        return {name: None if a is None else a.T for name, a in _hdf5(path, wanted).items()}
+    dense = {name: a.toarray() if hasattr(a, "toarray") else a for name, a in variables.items()}
+    return {name: dense.get(name) for name in names}
+
+
+READERS = {
+    ".npz": _npz,
+    ".h5": _hdf5,
+    ".hdf5": _hdf5,
+    ".mat": _mat,
+}
+
+
+def assemble(
+    arrays: dict[tuple[str, str], Array], name: str, seed: int, fractions: tuple[float, float]
+) -> PairData:
+    per_split = {split for split, role in arrays if split and role in ("image", "text")}
+    classes = _strings(arrays["", "classes"]) if ("", "classes") in arrays else None
+    if classes is None:
+        classes = _label_names([a for (_, role), a in arrays.items() if role == "labels"])
+
+    def pairs(split: str) -> PairSet:
+        missing = [role for role in ("image", "text") if (split, role) not in arrays]
+        if missing:
+            raise DataError(f"{split} {' and '.join(missing)} missing".lstrip())
+        labels, names = arrays.get((split, "labels")), arrays.get((split, "names"))
+        try:
+            return PairSet(
+                _features("image", arrays[split, "image"]),
+                _features("text", arrays[split, "text"]),
+                None if labels is None else _labels(labels, classes),
+                None if names is None else _strings(names),
+            )
+        except DataError as error:
+            raise DataError(f"{split} {error}".lstrip()) from None
+
+    if per_split:
+        parts = {split: pairs(split) for split in sorted(per_split | {"train", "test"})}
+    else:
+        whole = pairs("")
+        rows = _split_rows(arrays, len(whole))
+        parts = {split: whole.subset(r) for split, r in rows.items()}
+        if not parts:
+            rest, parts["test"] = whole.split(fractions[1], seed)
+            parts["train"], parts["validation"] = rest.split(fractions[0] / (1 - fractions[1]), seed)
+    if "validation" not in parts:
+        parts["train"], parts["validation"] = parts["train"].split(fractions[0], seed)
+    count = sum(len(part) for part in parts.values())
+    return PairData(**parts, name=name, classes=classes, description=f"{count} pairs")
+
+
+def _split_rows(arrays: dict[tuple[str, str], Array], n: int) -> dict[str, Array]:
+    """The row numbers of every split that the file itself declares."""
+    if ("", "split") in arrays:
+        values = _strings(arrays["", "split"])
+        if len(values) != n:
+            raise DataError(f"split must have as many rows as image, {n}, got {len(values)}")
+        unknown = next((row for row, value in enumerate(values) if value not in _SPLIT), None)
+        if unknown is not None:
+            raise DataError(f"split must be {', '.join(SPLITS)}, got {values[unknown]!r} in row {unknown}")
+        of = np.array([_SPLIT[value] for value in values])
+        rows = {split: np.flatnonzero(of == split) for split in SPLITS if (of == split).any()}
+    else:
+        rows = {split: _vector(a) for (split, role), a in arrays.items() if role == "rows"}
+    for split, r in rows.items():
+        if r.dtype == np.bool_ and r.shape == (n,):
+            rows[split] = np.flatnonzero(r)
+        elif r.ndim != 1 or not np.issubdtype(r.dtype, np.number) or not np.isin(r, np.arange(n)).all():
+            raise DataError(f"{split} must hold row numbers in 0..{n - 1} or be bool ({n},)")
+    if rows and not {"train", "test"} <= set(rows):
+        raise DataError(f"the split needs train and test, got {', '.join(rows)}")
+    numbers, times = np.unique(np.concatenate([*rows.values(), []]), return_counts=True)
+    if (times > 1).any():
+        raise DataError(f"the splits must not overlap, row {int(numbers[times > 1][0])} occurs twice")
+    return rows
+
+
+def _vector(array: Array) -> Array:
+    """(n, 1) and (1, n), as MATLAB writes vectors, as (n,)."""
+    return array.ravel() if array.ndim == 2 and 1 in array.shape else array
+
+
+def _strings(array: Array) -> list[str]:
+    """The strings of any of the ways that these formats have for them."""
+    if array.dtype.kind not in "USO":
+        raise DataError(f"names, classes and split must be strings, got {array.dtype}")
+    values = [np.asarray(value).ravel() for value in array.ravel()]  # a MATLAB cell holds an array each
+    items = [value[0] if len(value) else "" for value in values]
+    return [(v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v)).strip() for v in items]
+
+
+def _features(name: str, array: Array) -> Tensor:
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{name} must be numbers, got {array.dtype}")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, which PairSet refuses
+        x = torch.from_numpy(np.ascontiguousarray(array, np.float32))
+    if name == "text" or x.ndim < 3:
+        return x
+    if array.dtype == np.uint8:
+        x /= 255
+    return x.unsqueeze(1) if x.ndim == 3 else x
+
+
+def _label_names(labels: list[Array]) -> list[str] | None:
+    """The classes of string labels, in alphabetical order."""
+    if not any(a.dtype.kind in "USO" for a in labels):
+        return None
+    return sorted({label for a in labels for label in _strings(a)})
+
+
+def _labels(array: Array, classes: list[str] | None) -> Tensor:
+    """int64 (n,) or bool (n, C)."""
+    if array.dtype.kind in "USO":
+        index = {label: i for i, label in enumerate(classes or [])}
+        values = _strings(array)
+        unknown = next((row for row, value in enumerate(values) if value not in index), None)
+        if unknown is not None:
+            raise DataError(f"labels must be among the classes, got {values[unknown]!r} in row {unknown}")
+        return torch.tensor([index[value] for value in values])
+    array = _vector(array)
+    if array.dtype.kind not in "fiub" or array.ndim not in (1, 2):
+        raise DataError(f"labels must be numbers (n,) or (n, C), or strings, got {array.dtype} {array.shape}")
+    good = array == np.round(array) if array.ndim == 1 else ((array == 0) | (array == 1)).all(1)
+    if not good.all():
+        needed = "whole numbers" if array.ndim == 1 else "0 or 1 in every column"
+        raise DataError(f"labels must be {needed}, got others in row {int(np.flatnonzero(~good)[0])}")
+    return torch.from_numpy(array.astype(np.bool_ if array.ndim == 2 else np.int64))

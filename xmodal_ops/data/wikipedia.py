@@ -1,0 +1,54 @@
+"""The Wikipedia set of Rasiwasia et al. (ACM MM 2010): features of 2,866 pairs of ten categories."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from .files import arrays, assemble
+from .pairs import DataError, PairData, one_line
+
+
+def load(path: str | os.PathLike[str], *, seed: int = 0, validation: float = 0.2) -> PairData:
+    """The official split of 2,173 training and 693 test pairs, part of the former held out for validation.
+
+    path        the directory with raw_features.mat (I_tr, I_te: 128-d counts of SIFT words; T_tr, T_te: 10-d
+                LDA topics), trainset_txt_img_cat.list, testset_txt_img_cat.list, categories.list
+    seed        draws the validation pairs
+    validation  their fraction of the training pairs, and of each category among them
+
+    PairSet.names holds the names of the texts. Raises DataError, one line, for a missing or damaged file.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise DataError(f"{path}: no such directory")
+    found = arrays(path / "raw_features.mat")
+    classes = [line for line in _lines(path / "categories.list") if line]
+    found["", "classes"] = np.array(classes)
+    for split in ("train", "test"):
+        file = path / f"{split}set_txt_img_cat.list"
+        names, labels = [], []
+        for number, line in enumerate(_lines(file), 1):
+            fields = line.split()
+            if len(fields) != 3 or fields[2] not in map(str, range(1, len(classes) + 1)):
+                raise DataError(
+                    f"{file}: line {number} must be text, image, category 1..{len(classes)}, got {line!r}"
+                )
+            names.append(fields[0])
+            labels.append(int(fields[2]) - 1)
+        found[split, "names"], found[split, "labels"] = np.array(names), np.array(labels)
+    try:
+        return assemble(found, "wikipedia", seed, (validation, 0.0))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({one_line(error)})") from None
