@@ -2,7 +2,7 @@
 
 The compiler is the machine's own (CUDACXX, PATH, CUDA_HOME, /usr/local/cuda); where there is none but an
 NVIDIA driver is, NVIDIA's from PyPI, demanded for the build alone; otherwise the CPU module is built.
-XMODAL_CUDA=ON insists on the kernels, XMODAL_CUDA=OFF leaves them out.
+XMODAL_CUDA=ON insists on the kernels, XMODAL_CUDA=OFF leaves them out; XMODAL_WERROR=ON makes warnings errors.
 """
 
 import os
@@ -33,7 +33,7 @@ def pypi_nvcc() -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def cmake_args() -> list[str]:
+def cuda_args() -> list[str]:
     if WANTED and (nvcc := own_nvcc()):
         return ["-DXMODAL_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
     if WANTED and (place := pypi_nvcc()):  # its libraries are in lib, where nvcc itself looks in lib64
@@ -45,6 +45,6 @@ def cmake_args() -> list[str]:
 
 NEEDS_PYPI_NVCC = WANTED and not own_nvcc() and (FORCED or has_driver())
 setup(
-    cmake_args=cmake_args(),
+    cmake_args=[*cuda_args(), f"-DXMODAL_WERROR={os.environ.get('XMODAL_WERROR', 'OFF')}"],
     setup_requires=["cuda-toolkit[nvcc,cudart,cccl]==13.0.*"] if NEEDS_PYPI_NVCC else [],
 )

@@ -69,6 +69,35 @@ def median_ms(run: Callable[[], Any], device: str = "cpu", repeat: int = 20, sec
     return statistics.median(times)
 
 
+def side_by_side(
+    runs: dict[str, Callable[[], Any]], device: str = "cpu", repeat: int = 20, seconds: float = 20.0
+) -> dict[str, float]:
+    """The median time in ms of each of several calls, taken in turns, so that all meet the same machine.
+
+    Every call runs once to warm up; one that alone outlasts `seconds` is not run again.
+    """
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+
+    def timed(run: Callable[[], Any]) -> float:
+        wait()
+        start = time.perf_counter()
+        run()
+        wait()
+        return 1e3 * (time.perf_counter() - start)
+
+    times: dict[str, list[float]] = {name: [timed(run)] for name, run in runs.items()}
+    again = [name for name in runs if times[name][0] < 1e3 * seconds]
+    for name in again:
+        times[name].clear()
+    end = time.perf_counter() + seconds * len(again)
+    for turn in range(repeat):
+        if turn >= 3 and time.perf_counter() > end:
+            break
+        for name in again:
+            times[name].append(timed(runs[name]))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
 def memory_growth(run: Callable[[], Any], device: str = "cpu") -> float:
     """MiB by which a call raises the peak of allocated memory (CUDA) or of the resident set (CPU).
 

@@ -99,9 +99,7 @@ def test_scikit_learn(kind):
     scores = (image @ text.T).numpy()
     for name, s in (("image_to_text", scores), ("text_to_image", scores.T)):
         expected = np.mean([average_precision_score(r, row) for r, row in zip(relevant, s) if r.any()])
-        assert evaluate(image, text, labels, similarity="dot")[name]["map_all"] == pytest.approx(
-            expected, abs=1e-12
-        )
+        assert evaluate(image, text, labels, similarity="dot")[name]["map_all"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_ties_go_to_the_lower_row():
@@ -129,8 +127,12 @@ def test_duplicates_tie_wherever_they_stand(similarity):
 
 
 def test_negative_zero_ties_with_zero():
-    tiny = 1e-30 * torch.tensor([[0.0], [-1.0], [0.0]], dtype=torch.float64)  # its square is -0.0 in float32
-    assert nearest(tiny[1:2].neg(), tiny, 3, similarity="dot").tolist() == [[0, 1, 2]]
+    assert nearest(torch.tensor([[1.0]]), torch.tensor([[0.0], [-0.0], [0.0]]), 3, similarity="dot").tolist() == [
+        [0, 1, 2]
+    ]
+    assert nearest(torch.tensor([[1.0]]), torch.tensor([[-0.0], [0.0], [-0.0]]), 3, similarity="dot").tolist() == [
+        [0, 1, 2]
+    ]
 
 
 def test_negative_similarities_order():

@@ -1,5 +1,14 @@
 """Fused, exact operations for cross-modal learning in PyTorch, and the models DCCA and ACMR on top of them."""
 
+from importlib.util import find_spec
+
+if find_spec("xmodal_ops._C") is None:
+    raise ImportError(
+        f"xmodal_ops was found in {__path__[0]}, where its native module has not been built: "
+        "run `pip install -e .` there, or leave that directory to use the installed package"
+    )
+
+from . import _C
 from ._build import build_info
 from ._version import __version__
 from .ops import (
@@ -19,6 +28,7 @@ from .ops import (
 )
 
 __all__ = [
+    "_C",
     "Covariance",
     "MinedTriplets",
     "StructureStats",

@@ -84,9 +84,7 @@ def evaluate(
     labels = None if labels is None else _labels(labels, image)
     chunks = torch.split(own, _chunk(chunk_size, n))
 
-    relevant = (
-        torch.cat([_relevant(labels, rows).sum(1) for rows in chunks]) if labels is not None else own * 0 + 1
-    )
+    relevant = torch.cat([_relevant(labels, rows).sum(1) for rows in chunks]) if labels is not None else own * 0 + 1
     if not relevant.any():
         raise ValueError("labels must give at least one query a relevant item, got none")
 
@@ -255,9 +253,7 @@ def _embeddings(x: Array, y: Array, x_name: str, y_name: str, similarity: str) -
 def _rows(queries: Array, image: Tensor) -> Tensor:
     rows = torch.as_tensor(queries, device=image.device)
     if rows.ndim != 1 or not len(rows) or rows.dtype != torch.int64:
-        raise ValueError(
-            f"queries must be int64 (q,) with q >= 1, got {str(rows.dtype)[6:]} {tuple(rows.shape)}"
-        )
+        raise ValueError(f"queries must be int64 (q,) with q >= 1, got {str(rows.dtype)[6:]} {tuple(rows.shape)}")
     outside = (rows < 0) | (rows >= len(image))
     if outside.any():
         raise ValueError(f"queries must lie in 0..{len(image) - 1}, got {int(rows[outside][0])}")

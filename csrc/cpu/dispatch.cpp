@@ -11,6 +11,14 @@
 
 namespace xmodal::cpu {
 
+XMODAL_DECLARE_FOR_SETS(int64_t, trace_norm_workspace_bytes, const TraceNorm&)
+XMODAL_DECLARE_FOR_SETS(bool, trace_norm_f32, TraceNorm&)
+XMODAL_DECLARE_FOR_SETS(bool, trace_norm_f64, TraceNorm&)
+XMODAL_DECLARE_FOR_SETS(std::size_t, workspace_size, const Pairs&, bool)
+XMODAL_DECLARE_FOR_SETS(void, mine_triplets, const Pairs&, const Mining&)
+XMODAL_DECLARE_FOR_SETS(void, structure_preserving, const Pairs&, const StructurePreserving&, const Sums&)
+XMODAL_DECLARE_FOR_SETS(void, triplet_margin, const Pairs&, const TripletMargin&, const Sums&)
+
 namespace {
 
 enum class Set { baseline, avx2, avx512 };
@@ -52,41 +60,31 @@ void run_parallel(int parts, void (*body)(void*, int, int), void* context) {
   for (auto& thread : threads) thread.join();
 }
 
-// Sends a call to the copy for the current set.
 #if defined(XMODAL_HAS_AVX512)
-#define XMODAL_PICK(name, ...)                          \
-  (current() == Set::avx512 ? avx512::name(__VA_ARGS__) \
-   : current() == Set::avx2 ? avx2::name(__VA_ARGS__)   \
-                            : baseline::name(__VA_ARGS__))
+#define XMODAL_CHOSEN(name) \
+  (current() == Set::avx512 ? avx512::name : current() == Set::avx2 ? avx2::name : baseline::name)
 #else
-#define XMODAL_PICK(name, ...) baseline::name(__VA_ARGS__)
+#define XMODAL_CHOSEN(name) baseline::name
 #endif
 
-XMODAL_DECLARE_FOR_SETS(int64_t, trace_norm_workspace_bytes, const TraceNorm&)
-XMODAL_DECLARE_FOR_SETS(bool, trace_norm_f32, TraceNorm&)
-XMODAL_DECLARE_FOR_SETS(bool, trace_norm_f64, TraceNorm&)
-
 int64_t trace_norm_workspace_bytes(const TraceNorm& problem) {
-  return XMODAL_PICK(trace_norm_workspace_bytes, problem);
+  return XMODAL_CHOSEN(trace_norm_workspace_bytes)(problem);
 }
-bool trace_norm_f32(TraceNorm& problem) { return XMODAL_PICK(trace_norm_f32, problem); }
-bool trace_norm_f64(TraceNorm& problem) { return XMODAL_PICK(trace_norm_f64, problem); }
 
-XMODAL_DECLARE_FOR_SETS(std::size_t, workspace_size, const Pairs&, bool)
-XMODAL_DECLARE_FOR_SETS(void, mine_triplets, const Pairs&, const Mining&)
-XMODAL_DECLARE_FOR_SETS(void, structure_preserving, const Pairs&, const StructurePreserving&, const Sums&)
-XMODAL_DECLARE_FOR_SETS(void, triplet_margin, const Pairs&, const TripletMargin&, const Sums&)
+bool trace_norm_f32(TraceNorm& problem) { return XMODAL_CHOSEN(trace_norm_f32)(problem); }
 
-std::size_t workspace_size(const Pairs& pairs, bool weights) { return XMODAL_PICK(workspace_size, pairs, weights); }
+bool trace_norm_f64(TraceNorm& problem) { return XMODAL_CHOSEN(trace_norm_f64)(problem); }
 
-void mine_triplets(const Pairs& pairs, const Mining& mining) { XMODAL_PICK(mine_triplets, pairs, mining); }
+std::size_t workspace_size(const Pairs& pairs, bool weights) { return XMODAL_CHOSEN(workspace_size)(pairs, weights); }
+
+void mine_triplets(const Pairs& pairs, const Mining& mining) { XMODAL_CHOSEN(mine_triplets)(pairs, mining); }
 
 void structure_preserving(const Pairs& pairs, const StructurePreserving& loss, const Sums& sums) {
-  XMODAL_PICK(structure_preserving, pairs, loss, sums);
+  XMODAL_CHOSEN(structure_preserving)(pairs, loss, sums);
 }
 
 void triplet_margin(const Pairs& pairs, const TripletMargin& loss, const Sums& sums) {
-  XMODAL_PICK(triplet_margin, pairs, loss, sums);
+  XMODAL_CHOSEN(triplet_margin)(pairs, loss, sums);
 }
 
 }  // namespace xmodal::cpu

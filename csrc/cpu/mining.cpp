@@ -19,32 +19,32 @@ template <class T>
 Found extreme(const Prepared<T>& p, int64_t i, const T* products, const Int<T>* kind, Int<T> wanted, T sign,
               double floor) {
   using V = Vector<T>;
-  using I = Vector<Int<T>>;
+  using I = IntVector<T>;
   constexpr T kInfinity = std::numeric_limits<T>::infinity();
   const T slack = static_cast<T>(p.d + 16) * std::numeric_limits<T>::epsilon() / 2;
   const T above = static_cast<T>(floor), norm = p.a_norm[i];
   V certain = V{} - kInfinity;  // the best value that some reference surely has
-  for (int64_t j = 0; j < p.padded; j += kLanes<T>) {
-    const V norms = load(p.r_norm + j) + norm;
-    const V square = norms - 2 * load(products + j), error = norms * slack;
+  for (int64_t j = 0; j < p.padded; j += kWidth<T>) {
+    const V norms = load<V>(p.r_norm + j) + norm;
+    const V square = norms - 2 * load<V>(products + j), error = norms * slack;
     const V value = square * sign - error;
-    const I counts = (load(kind + j) == wanted) & (square - error > above) & (value > certain);
+    const I counts = (load<I>(kind + j) == wanted) & (square - error > above) & (value > certain);
     certain = counts ? value : certain;
   }
   T best = certain[0];
-  for (int lane = 1; lane < kLanes<T>; ++lane) best = certain[lane] > best ? certain[lane] : best;
+  for (int lane = 1; lane < kWidth<T>; ++lane) best = certain[lane] > best ? certain[lane] : best;
   Found found;
   for (int64_t first = 0; first < p.padded; first += kPanel<T>) {
     I candidates[2];
     for (int v = 0; v < 2; ++v) {
-      const int64_t j = first + v * kLanes<T>;
-      const V norms = load(p.r_norm + j) + norm;
-      const V square = norms - 2 * load(products + j), error = norms * slack;
-      candidates[v] = (load(kind + j) == wanted) & (square + error > above) & (square * sign + error >= best);
+      const int64_t j = first + v * kWidth<T>;
+      const V norms = load<V>(p.r_norm + j) + norm;
+      const V square = norms - 2 * load<V>(products + j), error = norms * slack;
+      candidates[v] = (load<I>(kind + j) == wanted) & (square + error > above) & (square * sign + error >= best);
     }
     if (!lane_sum(candidates[0] | candidates[1])) continue;
     for (int64_t j = first; j < first + kPanel<T>; ++j) {
-      if (!candidates[(j - first) / kLanes<T>][(j - first) % kLanes<T>]) continue;
+      if (!candidates[(j - first) / kWidth<T>][(j - first) % kWidth<T>]) continue;
       const double square = exact_square(p.anchor + i * p.d, p.ref + j * p.d, p.d);
       if (square > floor && (found.index < 0 || sign * square > sign * found.square)) found = {j, square};
     }

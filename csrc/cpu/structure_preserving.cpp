@@ -11,7 +11,7 @@ namespace {
 template <class T>
 void structure(const Pairs& pairs, const StructurePreserving& loss, const Sums& out) {
   using V = Vector<T>;
-  using I = Vector<Int<T>>;
+  using I = IntVector<T>;
   Prepared<T> p;
   if (!prepare(pairs, true, p)) return fill_not_a_number<T>(pairs, out);
   for (int64_t j = 0; j < p.padded; ++j) {
@@ -21,13 +21,13 @@ void structure(const Pairs& pairs, const StructurePreserving& loss, const Sums& 
   const T margin = static_cast<T>(loss.margin);
   sweep(p, out, [&](int, int64_t i, T* row, const Int<T>* kind, int64_t, int64_t) {
     const T pull = static_cast<T>(loss.anchor_positive[i]), push = static_cast<T>(loss.anchor_negative[i]);
-    Vector<double> value{}, positive_d{}, negative_d{};
+    DoubleVector value{}, positive_d{}, negative_d{};
     I active{};
-    for (int64_t j = 0; j < p.padded; j += kLanes<T>) {
-      const V d = load(row + j), gap = margin - d, zero{};
-      const I kinds = load(kind + j), positive = kinds == kPositive, negative = kinds == kNegative;
+    for (int64_t j = 0; j < p.padded; j += kWidth<T>) {
+      const V d = load<V>(row + j), gap = margin - d, zero{};
+      const I kinds = load<I>(kind + j), positive = kinds == kPositive, negative = kinds == kNegative;
       const I hinge = negative & (gap > 0);
-      const V pulled = load(p.r_first + j) + pull, pushed = load(p.r_second + j) + push;
+      const V pulled = load<V>(p.r_first + j) + pull, pushed = load<V>(p.r_second + j) + push;
       widen_add(value, positive ? pulled * d : hinge ? pushed * gap : zero);
       widen_add(positive_d, positive ? d : zero);
       widen_add(negative_d, negative ? d : zero);

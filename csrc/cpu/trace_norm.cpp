@@ -6,8 +6,8 @@
 // would lose more than about three digits of the gradient, they run in fp64, too.
 #include "xmodal/trace_norm.h"
 
-#include "detail/product.h"
 #include "detail/sets.h"
+#include "detail/small_product.h"
 #include "xmodal/cpu.h"
 
 namespace xmodal::cpu::XMODAL_CPU_SET {

@@ -90,21 +90,21 @@ RowSums add_margin(const Row<T>& row, T shift, T sign) {
   for (int64_t j = 0; j < row.padded; ++j) row.count[row.place[j]] += row.kind[j] == kNegative;
   for (int64_t t = 0; t < row.positives; ++t) row.count[t + 1] += row.count[t];
   using V = Vector<T>;
-  using I = Vector<Int<T>>;
-  Vector<double> value{}, active{};
-  for (int64_t j = 0; j < row.padded; j += kLanes<T>) {
-    T before[kLanes<T>];
-    for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
+  using I = IntVector<T>;
+  DoubleVector value{}, active{};
+  for (int64_t j = 0; j < row.padded; j += kWidth<T>) {
+    T before[kWidth<T>];
+    for (int64_t lane = 0; lane < kWidth<T>; ++lane) {
       const Int<T> place = row.place[j + lane];
       before[lane] = static_cast<T>(row.count[place > 0 ? place - 1 : 0]);
     }
-    const I kind = load(row.kind + j), place = load(row.place + j);
-    const V d = load(row.d + j), zero{};
-    const V pull = kind == kPositive ? load(before) : zero;
+    const I kind = load<I>(row.kind + j), place = load<I>(row.place + j);
+    const V d = load<V>(row.d + j), zero{};
+    const V pull = kind == kPositive ? load<V>(before) : zero;
     const V push = kind == kNegative ? __builtin_convertvector(static_cast<Int<T>>(row.positives) - place, V) : zero;
     widen_add(value, pull * (d + shift) - push * d);
     widen_add(active, pull);
-    store(row.g + j, load(row.g + j) + (pull - push) * sign);
+    store(row.g + j, load<V>(row.g + j) + (pull - push) * sign);
   }
   return {lane_sum(value), lane_sum(active), 0, 0};
 }
@@ -112,7 +112,7 @@ RowSums add_margin(const Row<T>& row, T shift, T sign) {
 template <class T>
 void margin_loss(const Pairs& pairs, const TripletMargin& loss, const Sums& out) {
   using V = Vector<T>;
-  using I = Vector<Int<T>>;
+  using I = IntVector<T>;
   Prepared<T> p;
   if (!prepare(pairs, true, p)) return fill_not_a_number<T>(pairs, out);
   const T margin = static_cast<T>(loss.margin);
@@ -128,10 +128,10 @@ void margin_loss(const Pairs& pairs, const TripletMargin& loss, const Sums& out)
                reinterpret_cast<Int<T>*>(scratch + 3 * p.stride),
                scratch + 4 * p.stride};
     RowSums sums;
-    Vector<double> positive_d{}, negative_d{};
-    for (int64_t j = 0; j < p.padded; j += kLanes<T>) {
-      const I kinds = load(kind + j);
-      const V distance = load(d + j), zero{};
+    DoubleVector positive_d{}, negative_d{};
+    for (int64_t j = 0; j < p.padded; j += kWidth<T>) {
+      const I kinds = load<I>(kind + j);
+      const V distance = load<V>(d + j), zero{};
       widen_add(positive_d, kinds == kPositive ? distance : zero);
       widen_add(negative_d, kinds == kNegative ? distance : zero);
       store(row.g + j, zero);
@@ -151,9 +151,9 @@ void margin_loss(const Pairs& pairs, const TripletMargin& loss, const Sums& out)
       }
     }
     const T weight = loss.weight ? static_cast<T>(loss.weight[i]) : T(1);
-    for (int64_t j = 0; j < p.padded; j += kLanes<T>) {
-      const V distance = load(d + j), zero{};
-      store(d + j, distance > 0 ? load(row.g + j) * -weight / distance : zero);
+    for (int64_t j = 0; j < p.padded; j += kWidth<T>) {
+      const V distance = load<V>(d + j), zero{};
+      store(d + j, distance > 0 ? load<V>(row.g + j) * -weight / distance : zero);
     }
     sums.positive_d = lane_sum(positive_d), sums.negative_d = lane_sum(negative_d);
     return sums;

@@ -45,7 +45,7 @@ def _cpu(
     gx = x.new_empty((m, dx) if need_x else 0)
     gy = y.new_empty((m, dy) if need_y else 0)
     workspace = torch.empty(_C.trace_norm_workspace_bytes(m, dx, dy, threads), dtype=torch.uint8)
-    value = _C.trace_norm_cpu(
+    result = _C.trace_norm_cpu(
         x.data_ptr(),
         y.data_ptr(),
         x.dtype == torch.float64,
@@ -61,9 +61,9 @@ def _cpu(
         workspace.data_ptr(),
         threads,
     )
-    if value is None:
+    if result is None:
         return reference.trace_norm(x, y, rx, ry, top_k, need_x, need_y)
-    return x.new_tensor(value), gx, gy
+    return x.new_tensor(result), gx, gy
 
 
 implement("trace_norm", _cpu, "CPU", "C++ to d = 256, torch")

@@ -55,7 +55,7 @@ void sweep(const Prepared<T>& p, const Sums& out, const Weigh& weigh) {
             sums.positive_d, sums.negative_d};
         for (int entry = 0; entry < 6; ++entry) out.sums[entry * p.m + i] = entries[entry];
         for (int64_t j = 0; j < p.padded; j += kPanel<T>) {
-          const auto some = (load(row + j) != 0) | (load(row + j + kLanes<T>) != 0);
+          const auto some = (load<Vector<T>>(row + j) != 0) | (load<Vector<T>>(row + j + kWidth<T>) != 0);
           busy[j / kChunk] |= lane_sum(some) != 0;
         }
       }

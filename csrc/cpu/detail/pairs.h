@@ -6,11 +6,9 @@
 // Rows are kept as [a | 1]: the product of W and R then holds Σ_j w_ij in its last column.
 #pragma once
 
-#include <cmath>
-#include <cstring>
 #include <limits>
 
-#include "panels.h"
+#include "product.h"
 #include "xmodal/cpu.h"
 #include "xmodal/triplets.h"
 
@@ -118,10 +116,10 @@ inline void copy_words(const int64_t* from, int64_t words, Int<T>* to, int64_t s
 // |a − r|² from the rows as they came, to double precision.
 template <class T>
 inline double exact_square(const T* a, const T* r, int64_t d) {
-  Vector<double> sums{};
+  DoubleVector sums{};
   int64_t k = 0;
-  for (; k + kLanes<double> <= d; k += kLanes<double>) {
-    const Vector<double> difference = load_wide(a + k) - load_wide(r + k);
+  for (; k + kWidth<double> <= d; k += kWidth<double>) {
+    const DoubleVector difference = load_wide(a + k) - load_wide(r + k);
     sums += difference * difference;
   }
   double total = lane_sum(sums);
@@ -186,15 +184,15 @@ inline void block_of_products(const Prepared<T>& p, int64_t first, int64_t rows,
 // What every reference is to anchor i: kPositive, kNegative or kNeither; and how many there are of each.
 template <class T>
 inline void relate(const Prepared<T>& p, int64_t i, Int<T>* kind, int64_t& positives, int64_t& negatives) {
-  using I = Vector<Int<T>>;
+  using I = IntVector<T>;
   I positive{}, negative{};
-  for (int64_t j = 0; j < p.padded; j += kLanes<T>) {
+  for (int64_t j = 0; j < p.padded; j += kWidth<T>) {
     I bits{};
     for (int64_t w = 0; w < p.words; ++w) {
-      const I other = load(p.r_words + w * p.padded + j);
+      const I other = load<I>(p.r_words + w * p.padded + j);
       bits |= p.equal ? other ^ p.a_words[i * p.words + w] : other & p.a_words[i * p.words + w];
     }
-    const I alive = load(p.r_alive + j) & p.a_alive[i];
+    const I alive = load<I>(p.r_alive + j) & p.a_alive[i];
     const I same = (p.equal ? bits == 0 : bits != 0) & alive, other = ~same & alive;
     positive -= same, negative -= other;
     store(kind + j, (same & kPositive) | (other & kNegative));
@@ -210,15 +208,15 @@ inline void relate(const Prepared<T>& p, int64_t i, Int<T>* kind, int64_t& posit
 template <class T>
 inline void measure(const Prepared<T>& p, int64_t i, const Int<T>* kind, T* row) {
   using V = Vector<T>;
-  using I = Vector<Int<T>>;
+  using I = IntVector<T>;
   constexpr T kLost = T(1) / 256;
   for (int64_t first = 0; first < p.padded; first += kChunk) {
     const int64_t last = first + kChunk < p.padded ? first + kChunk : p.padded;
     I lost{};
-    for (int64_t j = first; j < last; j += kLanes<T>) {
-      const V norms = load(p.r_norm + j) + p.a_norm[i];
-      const V square = norms - 2 * load(row + j);
-      lost |= (square < norms * kLost) & load(kind + j);
+    for (int64_t j = first; j < last; j += kWidth<T>) {
+      const V norms = load<V>(p.r_norm + j) + p.a_norm[i];
+      const V square = norms - 2 * load<V>(row + j);
+      lost |= (square < norms * kLost) & load<I>(kind + j);
       store(row + j, square > 0 ? square : V{});
     }
     if (lane_sum(lost))

@@ -1,7 +1,7 @@
-// C (+)= α A B for matrices that fit the second-level cache, from one register tile.
-//   C[i, j] = α Σₖ A[i, k] B[k, j] — A(i, k) lies at a[i·ai + k·ak], so A and Aᵀ cost the same;
-//   rows of B and C are padded to kPad, so a tile is a few rows by one or two whole registers;
-//   a triangular A shortens the sum over k, a symmetric C leaves out the tiles above its diagonal.
+// Matrix products on one thread: C (+)= A B, from registers.
+//
+// A block of kRows × kPanel<T> of C stays in registers while the depth runs; B lies in panels of kPanel
+// columns, so that each step of the depth reads adjacent vectors of B and one scalar of A per row.
 #pragma once
 
 #include "vector.h"
@@ -9,70 +9,60 @@
 namespace xmodal::cpu::XMODAL_CPU_SET {
 namespace {
 
-enum class Shape { full, lower, upper };  // A[i, k] = 0 for k > i, for k < i
+constexpr int kRows = kVectorBytes == 64 ? 8 : 6;  // 2 vectors per row: 16 of 32 registers, or 12 of 16
+template <class T>
+constexpr int kPanel = 2 * kWidth<T>;
+constexpr std::int64_t kDepth = 256;  // a panel of B this deep stays in the first-level cache
 
-template <typename T>
-struct Operand {
-  const T* data;
-  int64_t row, column;  // distance of neighbours below, and to the right
-  Operand transposed() const { return {data, column, row}; }
-};
+enum class Layout { rows, columns };  // A(i, k) is a[i·lda + k], or a[k·lda + i]
 
-template <int Rows, int Registers, typename T, typename Out>
-inline void tile(Operand<T> a, int64_t k_begin, int64_t k_end, const T* b, int64_t ldb, Out* c, int64_t ldc, T alpha,
-                 bool add) {
-  Vector<T> sum[Rows][Registers] = {};
-  for (int64_t k = k_begin; k < k_end; ++k) {
-    Vector<T> right[Registers];
-    for (int j = 0; j < Registers; ++j) right[j] = load(b + k * ldb + j * kLanes<T>);
-    for (int i = 0; i < Rows; ++i) {
-      const T left = a.data[i * a.row + k * a.column];
-      for (int j = 0; j < Registers; ++j) sum[i][j] += left * right[j];
+template <class T, Layout kLayout, int kM, int kVectors>
+inline void block_product(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, std::int64_t depth, bool add,
+                          T* c, std::int64_t ldc) {
+  using V = Vector<T>;
+  V sum[kM][kVectors];
+  for (int i = 0; i < kM; ++i)
+    for (int v = 0; v < kVectors; ++v) sum[i][v] = add ? load<V>(c + i * ldc + v * kWidth<T>) : V{};
+  for (std::int64_t k = 0; k < depth; ++k) {
+    V right[kVectors];
+    for (int v = 0; v < kVectors; ++v) right[v] = load<V>(b + k * ldb + v * kWidth<T>);
+#pragma GCC unroll 8
+    for (int i = 0; i < kM; ++i) {
+      const T left = kLayout == Layout::rows ? a[i * lda + k] : a[k * lda + i];
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) sum[i][v] += right[v] * left;
     }
   }
-  for (int i = 0; i < Rows; ++i)
-    for (int j = 0; j < Registers; ++j) {
-      Out* to = c + i * ldc + j * kLanes<T>;
-      const Vector<T> scaled = alpha * sum[i][j];
-      for (int l = 0; l < kLanes<T>; ++l) to[l] = add ? to[l] + Out(scaled[l]) : Out(scaled[l]);
+  for (int i = 0; i < kM; ++i)
+    for (int v = 0; v < kVectors; ++v) store(c + i * ldc + v * kWidth<T>, sum[i][v]);
+}
+
+template <class T, Layout kLayout, int kVectors>
+inline void panel_product(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, std::int64_t rows,
+                          std::int64_t depth, bool add, T* c, std::int64_t ldc) {
+  const std::int64_t step = kLayout == Layout::rows ? lda : 1;
+  std::int64_t i = 0;
+  for (; i + kRows <= rows; i += kRows)
+    block_product<T, kLayout, kRows, kVectors>(a + i * step, lda, b, ldb, depth, add, c + i * ldc, ldc);
+  for (; i < rows; ++i) block_product<T, kLayout, 1, kVectors>(a + i * step, lda, b, ldb, depth, add, c + i * ldc, ldc);
+}
+
+// C[rows, cols] (+)= A[rows, depth] B[depth, cols]; B(k, j) is b[(j / kPanel)·panel + k·ldb + j % kPanel].
+// B and C are padded: columns up to the next multiple of the vector width are read and written.
+template <class T, Layout kLayout>
+inline void product(const T* a, std::int64_t lda, const T* b, std::int64_t panel, std::int64_t ldb, std::int64_t rows,
+                    std::int64_t cols, std::int64_t depth, bool add, T* c, std::int64_t ldc) {
+  for (std::int64_t k = 0; k < depth; k += kDepth) {
+    const std::int64_t deep = depth - k < kDepth ? depth - k : kDepth;
+    const T* left = a + (kLayout == Layout::rows ? k : k * lda);
+    for (std::int64_t j = 0; j < cols; j += kPanel<T>) {
+      const T* right = b + j / kPanel<T> * panel + k * ldb;
+      if (cols - j > kWidth<T>)
+        panel_product<T, kLayout, 2>(left, lda, right, ldb, rows, deep, add || k, c + j, ldc);
+      else
+        panel_product<T, kLayout, 1>(left, lda, right, ldb, rows, deep, add || k, c + j, ldc);
     }
-}
-
-template <int Rows, typename T, typename Out>
-inline void tile_row(int64_t n, Operand<T> a, int64_t k_begin, int64_t k_end, const T* b, int64_t ldb, Out* c,
-                     int64_t ldc, T alpha, bool add) {
-  int64_t j = 0;
-  for (; j + 2 * kLanes<T> <= n; j += 2 * kLanes<T>)
-    tile<Rows, 2>(a, k_begin, k_end, b + j, ldb, c + j, ldc, alpha, add);
-  for (; j < n; j += kLanes<T>) tile<Rows, 1>(a, k_begin, k_end, b + j, ldb, c + j, ldc, alpha, add);
-}
-
-// C (m, n) = α A B, or C += α A B. With `symmetric`, C's tiles right of the diagonal are left as they are.
-template <typename T, typename Out>
-void product(int64_t m, int64_t n, int64_t k, Operand<T> a, const T* b, int64_t ldb, Out* c, int64_t ldc, T alpha = 1,
-             bool add = false, Shape shape = Shape::full, bool symmetric = false) {
-  const auto at_most = [](int64_t u, int64_t v) { return u < v ? u : v; };
-  for (int64_t i = 0; i < m;) {
-    const int64_t rows = m - i >= kTileRows ? kTileRows : m - i >= 4 ? 4 : 1;
-    const int64_t begin = shape == Shape::upper ? at_most(i, k) : 0;
-    const int64_t end = shape == Shape::lower ? at_most(i + rows, k) : k;
-    const int64_t columns = symmetric ? at_most(n, padded(i + rows)) : n;
-    const Operand<T> from{a.data + i * a.row, a.row, a.column};
-    if (rows == kTileRows)
-      tile_row<kTileRows>(columns, from, begin, end, b, ldb, c + i * ldc, ldc, alpha, add);
-    else if (rows == 4)
-      tile_row<4>(columns, from, begin, end, b, ldb, c + i * ldc, ldc, alpha, add);
-    else
-      tile_row<1>(columns, from, begin, end, b, ldb, c + i * ldc, ldc, alpha, add);
-    i += rows;
   }
-}
-
-// Copies the lower triangle of the (n, n) matrix c to its upper one.
-template <typename T>
-void mirror(int64_t n, T* c, int64_t ldc) {
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j < i; ++j) c[j * ldc + i] = c[i * ldc + j];
 }
 
 }  // namespace

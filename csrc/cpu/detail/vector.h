@@ -1,8 +1,10 @@
-// Vectors as wide as the instruction set that this source is compiled for.
+// The machine's vectors as GCC and Clang spell them: arithmetic, comparison and selection by lane.
+// Include it within a source that is compiled once per instruction set (see sets.h).
 #pragma once
 
+#include <cmath>
 #include <cstdint>
-#include <type_traits>
+#include <cstring>
 
 #include "sets.h"
 
@@ -10,64 +12,78 @@ namespace xmodal::cpu::XMODAL_CPU_SET {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kTileRows = 12;
+#define XMODAL_VECTOR __attribute__((vector_size(64)))
+constexpr int kVectorBytes = 64;
 #elif defined(__AVX__)
-constexpr int kVectorBytes = 32, kTileRows = 6;
+#define XMODAL_VECTOR __attribute__((vector_size(32)))
+constexpr int kVectorBytes = 32;
 #else
-constexpr int kVectorBytes = 16, kTileRows = 6;
+#define XMODAL_VECTOR __attribute__((vector_size(16)))
+constexpr int kVectorBytes = 16;
 #endif
 
-template <typename T>
-constexpr int kLanes = kVectorBytes / sizeof(T);
+typedef float FloatVector XMODAL_VECTOR;
+typedef double DoubleVector XMODAL_VECTOR;
+typedef std::int32_t Int32Vector XMODAL_VECTOR;
+typedef std::int64_t Int64Vector XMODAL_VECTOR;
 
-// One register of T; loads and stores need no alignment.
-template <typename T>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(kVectorBytes)));
-  typedef T unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
+// Vector<T> and, of the same lane width, IntVector<T>: what a comparison of Vector<T> gives, 0 or −1.
+template <class T>
+struct Lanes;
+template <>
+struct Lanes<float> {
+  using Int = std::int32_t;
+  using Vector = FloatVector;
+  using IntVector = Int32Vector;
 };
-template <typename T>
-using Vector = typename VectorOf<T>::type;
+template <>
+struct Lanes<double> {
+  using Int = std::int64_t;
+  using Vector = DoubleVector;
+  using IntVector = Int64Vector;
+};
+template <class T>
+using Vector = typename Lanes<T>::Vector;
+template <class T>
+using Int = typename Lanes<T>::Int;
+template <class T>
+using IntVector = typename Lanes<T>::IntVector;
+template <class T>
+constexpr int kWidth = kVectorBytes / static_cast<int>(sizeof(T));
 
-template <typename T>
-inline Vector<T> load(const T* from) {
-  return *reinterpret_cast<const typename VectorOf<T>::unaligned*>(from);
+template <class V, class T>
+inline V load(const T* from) {
+  V v;
+  std::memcpy(&v, from, sizeof(V));
+  return v;
 }
 
-template <typename T>
-inline void store(T* to, Vector<T> value) {
-  *reinterpret_cast<typename VectorOf<T>::unaligned*>(to) = value;
+template <class V, class T>
+inline void store(T* to, V v) {
+  std::memcpy(to, &v, sizeof(V));
 }
 
-// Integers of T's width: a comparison of two Vector<T> gives a Vector<Int<T>>, 0 or −1 by lane.
-template <typename T>
-using Int = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
-
-template <typename V>
-inline auto lane_sum(V vector) {
-  auto total = vector[0];
-  for (unsigned lane = 1; lane < sizeof(V) / sizeof(vector[0]); ++lane) total += vector[lane];
+template <class V>
+inline auto lane_sum(V v) {
+  auto total = v[0];
+  for (unsigned lane = 1; lane < sizeof(V) / sizeof(v[0]); ++lane) total += v[lane];
   return total;
 }
 
 // As many numbers as a vector of doubles holds, widened.
-inline Vector<double> load_wide(const double* from) { return load(from); }
-inline Vector<double> load_wide(const float* from) {
-  typedef float Half __attribute__((vector_size(kVectorBytes / 2), aligned(4), may_alias));
-  return __builtin_convertvector(*reinterpret_cast<const Half*>(from), Vector<double>);
+inline DoubleVector load_wide(const double* from) { return load<DoubleVector>(from); }
+inline DoubleVector load_wide(const float* from) {
+  typedef float Half __attribute__((vector_size(kVectorBytes / 2)));
+  return __builtin_convertvector(load<Half>(from), DoubleVector);
 }
 
 // Adds all lanes to a vector of doubles.
-inline void widen_add(Vector<double>& total, Vector<double> values) { total += values; }
-inline void widen_add(Vector<double>& total, Vector<float> values) {
-  float lanes[kLanes<float>];
-  store(lanes, values);
-  total += load_wide(lanes) + load_wide(lanes + kLanes<double>);
+inline void widen_add(DoubleVector& total, DoubleVector v) { total += v; }
+inline void widen_add(DoubleVector& total, FloatVector v) {
+  float lanes[kWidth<float>];
+  store(lanes, v);
+  total += load_wide(lanes) + load_wide(lanes + kWidth<double>);
 }
-
-// Rows of every work matrix are padded to this many elements, so that no kernel has a ragged right edge.
-constexpr int64_t kPad = 16;
-inline int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
 
 }  // namespace
 }  // namespace xmodal::cpu::XMODAL_CPU_SET
