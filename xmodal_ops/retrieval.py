@@ -84,7 +84,9 @@ def evaluate(
     labels = None if labels is None else _labels(labels, image)
     chunks = torch.split(own, _chunk(chunk_size, n))
 
-    relevant = torch.cat([_relevant(labels, rows).sum(1) for rows in chunks]) if labels is not None else own * 0 + 1
+    relevant = (
+        torch.cat([_relevant(labels, rows).sum(1) for rows in chunks]) if labels is not None else torch.ones_like(own)
+    )
     if not relevant.any():
         raise ValueError("labels must give at least one query a relevant item, got none")
 
@@ -148,8 +150,12 @@ def chance(gallery: int, relevant: Tensor | None = None) -> dict[str, float]:
     same holds among these K positions with h for R, and h is hypergeometric.
     """
     n, top = gallery, min(_AT, gallery)
-    r = torch.ones(1, dtype=torch.float64) if relevant is None else relevant.double().cpu()
+    counts = torch.ones(1) if relevant is None else relevant.cpu()
+    r, times = counts.double().unique(return_counts=True)
     harmonic = (1 / torch.arange(1, n + 1, dtype=torch.float64)).cumsum(0)
+
+    def mean(ap: Tensor) -> float:
+        return ((ap * times).sum() / times.sum()).item()
 
     def total(k: int) -> Tensor:
         h = harmonic[k - 1]
@@ -160,9 +166,9 @@ def chance(gallery: int, relevant: Tensor | None = None) -> dict[str, float]:
     found, hits, h = 1 - none, top * r / n, harmonic[top - 1]
     by_hits = (found * h + (hits - found) * (top - h) / max(top - 1, 1)) / top
     return {
-        "map_all": (total(n) / r).mean().item(),
-        "map_50": (total(top) / r.clamp(max=_AT)).mean().item(),
-        "map_50_hits": by_hits.mean().item(),
+        "map_all": mean(total(n) / r),
+        "map_50": mean(total(top) / r.clamp(max=_AT)),
+        "map_50_hits": mean(by_hits),
         "recall@1": 1 / n,
         "recall@5": min(5 / n, 1.0),
         "recall@10": min(10 / n, 1.0),

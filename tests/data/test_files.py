@@ -104,10 +104,7 @@ def test_split_array(tmp_path, arrays):
     assert (len(data.train), len(data.validation), len(data.test)) == (20, 5, 15)
     np.testing.assert_array_equal(data.validation.labels.numpy(), arrays["labels"][20:25])
     arrays["split"][3] = "?"
-    assert (
-        message(write(tmp_path / "a.npz", arrays))
-        == "split must be train, validation, test, got '?' in row 3"
-    )
+    assert message(write(tmp_path / "a.npz", arrays)) == "split must be train, validation, test, got '?' in row 3"
 
 
 def test_row_numbers_and_masks(tmp_path, arrays):
@@ -118,14 +115,9 @@ def test_row_numbers_and_masks(tmp_path, arrays):
     overlap = arrays | {"val": np.array([24, 26])}
     assert message(write(tmp_path / "b.npz", overlap)) == "the splits must not overlap, row 24 occurs twice"
     outside = arrays | {"val": np.array([24, 40])}
-    assert (
-        message(write(tmp_path / "c.npz", outside))
-        == "validation must hold row numbers in 0..39 or be bool (40,)"
-    )
+    assert message(write(tmp_path / "c.npz", outside)) == "validation must hold row numbers in 0..39 or be bool (40,)"
     del arrays["test_idx"]
-    assert (
-        message(write(tmp_path / "d.npz", arrays)) == "the split needs train and test, got train, validation"
-    )
+    assert message(write(tmp_path / "d.npz", arrays)) == "the split needs train and test, got train, validation"
 
 
 def test_labels_of_every_kind(tmp_path, arrays):
@@ -155,20 +147,13 @@ def test_labels_of_every_kind(tmp_path, arrays):
     classes = {"classes": np.array(["a", "b", "c"])}
     assert "labels must lie in 0..2, got 3 in row" in message(write(tmp_path / "c.npz", arrays | classes))
     unknown = classes | {"labels": np.array(["a", "x"] * 20)}
-    assert (
-        message(write(tmp_path / "d.npz", arrays | unknown))
-        == "labels must be among the classes, got 'x' in row 1"
-    )
+    assert message(write(tmp_path / "d.npz", arrays | unknown)) == "labels must be among the classes, got 'x' in row 1"
 
 
 def test_pictures(tmp_path, arrays):
     pictures = np.random.default_rng(0).integers(0, 256, (N, 8, 8), np.uint8)
     pictures[0] = 255
-    data = read(
-        write(
-            tmp_path / "a.npz", arrays | {"image": pictures, "test": np.arange(4), "train": np.arange(4, N)}
-        )
-    )
+    data = read(write(tmp_path / "a.npz", arrays | {"image": pictures, "test": np.arange(4), "train": np.arange(4, N)}))
     assert data.test.image.shape == (4, 1, 8, 8)
     assert data.test.image[0].min() == 1
     data = read(write(tmp_path / "a.h5", arrays | {"image": np.zeros((N, 3, 8, 8), np.float32)}))
@@ -197,10 +182,7 @@ def test_matlab_7_3_is_transposed_hdf5(tmp_path, arrays):
         file.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM")
     data = read(path, fractions=(0.1, 0.5))
     assert (data.train.image.shape[1], data.train.text.shape[1]) == (5, 3)
-    rows = [
-        int(np.flatnonzero((arrays["image"].astype(np.float32) == x).all(1))[0])
-        for x in data.test.image.numpy()
-    ]
+    rows = [int(np.flatnonzero((arrays["image"].astype(np.float32) == x).all(1))[0]) for x in data.test.image.numpy()]
     np.testing.assert_array_equal(data.test.text.numpy(), arrays["text"][rows].astype(np.float32))
     np.testing.assert_array_equal(data.test.labels.numpy(), arrays["labels"][rows])
 
@@ -257,7 +239,8 @@ def test_what_is_missing_and_what_was_found(tmp_path, arrays, suffix):
     ("change", "expected"),
     [
         ({"images": np.zeros((N, 2))}, "image and images both mean image"),
-        ({"image_train": np.zeros((N, 2))}, "test image and text missing"),
+        ({"image_train": np.zeros((N, 2))}, "image and text are stored by split, but labels is not"),
+        ({"labels_test": np.zeros(N)}, "image and text are not stored by split, but labels is"),
         ({"text": np.zeros((N - 1, 2))}, "text must have as many rows as image, 40, got 39"),
         ({"image": np.full((N, 2), 1e300)}, "image holds NaN or infinity in row 0"),
         ({"text": np.array(["words"] * N)}, "text must be numbers, got <U5"),
@@ -271,6 +254,13 @@ def test_what_is_missing_and_what_was_found(tmp_path, arrays, suffix):
 )
 def test_wrong_contents(tmp_path, arrays, change, expected):
     assert message(write(tmp_path / "a.npz", arrays | change)) == expected
+
+
+def test_a_split_may_not_be_missing(tmp_path, arrays):
+    parts = {"I_tr": arrays["image"], "T_tr": arrays["text"], "I_te": arrays["image"]}
+    assert message(write(tmp_path / "a.npz", parts)) == "test text missing"
+    del parts["I_te"]
+    assert message(write(tmp_path / "b.npz", parts)) == "test image and text missing"
 
 
 def test_nan_names_its_row(tmp_path, arrays):

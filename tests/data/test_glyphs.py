@@ -41,9 +41,7 @@ def test_characters_are_split_not_faces(data):
     names = {split: set(pairs.names) for split, pairs in parts(data).items()}
     assert len(names["test"]) == len(names["validation"]) == 1000  # one picture each
     assert (
-        not names["test"] & names["validation"]
-        | names["test"] & names["train"]
-        | names["validation"] & names["train"]
+        not names["test"] & names["validation"] | names["test"] & names["train"] | names["validation"] & names["train"]
     )
     most = Counter(data.train.names).most_common(1)[0][1]
     assert most == len(glyphs.FACES)
@@ -153,9 +151,7 @@ def make_font(path, special, rectangles=60):
             pen.closePath()
         shapes[name] = pen.glyph()
     builder.setupGlyf(shapes)
-    builder.setupHorizontalMetrics(
-        {name: (600, min((x for x, _ in o), default=0)) for name, o in outlines.items()}
-    )
+    builder.setupHorizontalMetrics({name: (600, min((x for x, _ in o), default=0)) for name, o in outlines.items()})
     builder.setupHorizontalHeader(ascent=800, descent=-200)
     builder.setupNameTable({"familyName": "Test", "styleName": "Regular"})
     builder.setupOS2()

@@ -88,9 +88,7 @@ def test_damaged_features(directory):
     assert str(info.value).startswith(f"{file}: damaged, or not a .mat file (")
 
 
-@pytest.mark.skipif(
-    not REAL.is_dir(), reason=f"no copy of the data set at {REAL}; XMODAL_WIKIPEDIA names one"
-)
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no copy of the data set at {REAL}; XMODAL_WIKIPEDIA names one")
 def test_real_files():
     data = load("wikipedia", path=REAL)
     assert (len(data.train), len(data.validation), len(data.test)) == (1738, 435, 693)

@@ -20,8 +20,8 @@ Array = npt.NDArray[Any]
 ROLES = {
     "image": "image images img imgs image_features img_features visual x i v",
     "text": "text texts txt txts text_features txt_features y t",
-    "labels": "labels label lab l targets",
-    "names": "names name ids id",
+    "labels": "labels label lab l targets target",
+    "names": "names name",
     "classes": "classes class_names label_names categories",
     "split": "split splits",
     "rows": "rows idx index indices",  # of one split, which may stand alone: train, test_idx
@@ -32,9 +32,7 @@ _ROLE = {alias: role for role, aliases in ROLES.items() for alias in aliases.spl
 _SPLIT = {alias: split for split, aliases in SPLITS.items() for alias in aliases.split()}
 
 
-def read(
-    path: str | os.PathLike[str], *, seed: int = 0, fractions: tuple[float, float] = (0.1, 0.1)
-) -> PairData:
+def read(path: str | os.PathLike[str], *, seed: int = 0, fractions: tuple[float, float] = (0.1, 0.1)) -> PairData:
     """Reads a pair file: .npz, .h5 or .hdf5, .mat (any version).
 
     What it holds goes by the names of its arrays, upper or lower case:
@@ -127,18 +125,16 @@ def _mat(path: Path, wanted: Callable[[str], bool]) -> dict[str, Array | None]:
     return {name: dense.get(name) for name in names}
 
 
-READERS = {
-    ".npz": _npz,
-    ".h5": _hdf5,
-    ".hdf5": _hdf5,
-    ".mat": _mat,
-}
+READERS = {".npz": _npz, ".h5": _hdf5, ".hdf5": _hdf5, ".mat": _mat}
 
 
-def assemble(
-    arrays: dict[tuple[str, str], Array], name: str, seed: int, fractions: tuple[float, float]
-) -> PairData:
+def assemble(arrays: dict[tuple[str, str], Array], name: str, seed: int, fractions: tuple[float, float]) -> PairData:
+    """The data set that arrays by split and role make: see `read`."""
     per_split = {split for split, role in arrays if split and role in ("image", "text")}
+    for split, role in arrays:
+        if role not in ("classes", "rows") and bool(split) != bool(per_split):
+            these, this = ("are", "is not") if per_split else ("are not", "is")
+            raise DataError(f"image and text {these} stored by split, but {role} {this}")
     classes = _strings(arrays["", "classes"]) if ("", "classes") in arrays else None
     if classes is None:
         classes = _label_names([a for (_, role), a in arrays.items() if role == "labels"])

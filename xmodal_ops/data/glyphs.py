@@ -157,9 +157,9 @@ def _draw(size: int, fonts: Sequence[Path]) -> tuple[Array, Array, Array]:
 def _face(size: int, path: Path) -> dict[int, bytes]:
     """The pictures of a font's named characters, without blank and .notdef ones.
 
-    Ink is centred across; up and down it keeps its place on the line, which tells a comma from an apostrophe.
+    Centred across; up and down a glyph keeps its place on the line, which tells a comma from an apostrophe.
     What is larger than the picture is scaled down. Drawn at four times the size, then averaged, so that
-    hinting does not distort it.
+    hinting distorts little.
     """
     from matplotlib.ft2font import FT2Font
     from PIL import Image, ImageDraw, ImageFont
@@ -200,7 +200,10 @@ def _name_features(names: list[str], train: Array) -> Array:
     vectorizer = TfidfVectorizer(
         lowercase=False, token_pattern=r"[^\W\d]+|\d", ngram_range=(1, 2), min_df=3, dtype=np.float32
     )
-    vectorizer.fit([name for name, t in zip(names, train) if t])
+    try:
+        vectorizer.fit([name for name, t in zip(names, train) if t])
+    except ValueError:
+        raise DataError("too few named characters: no word occurs in three of their names") from None
     features: Array = vectorizer.transform(names).toarray()
     return features
 

@@ -12,6 +12,8 @@ from torch.utils.data import Dataset
 
 from .. import _checks
 
+_LABELS = ((torch.int64, 1), (torch.bool, 2))
+
 
 class DataError(ValueError):
     """Data that cannot be used: a missing, damaged or wrong file, unequal rows, NaN. One line of text."""
@@ -52,17 +54,16 @@ class PairSet(Dataset[dict[str, Tensor]]):
                 raise DataError(f"{name} must be floating, got {str(x.dtype)[6:]}")
             if (row := _checks.nonfinite_row(x)) is not None:
                 raise DataError(f"{name} holds NaN or infinity in row {row}")
+        if self.labels is not None and (self.labels.dtype, self.labels.ndim) not in _LABELS:
+            got = f"{str(self.labels.dtype)[6:]} {tuple(self.labels.shape)}"
+            raise DataError(f"labels must be int64 (n,) or bool (n, C), got {got}")
         n = len(self.image)
         for name, rows in (("text", self.text), ("labels", self.labels), ("names", self.names)):
             if rows is not None and len(rows) != n:
                 raise DataError(f"{name} must have as many rows as image, {n}, got {len(rows)}")
-        if self.labels is not None:
-            if (self.labels.dtype, self.labels.ndim) not in ((torch.int64, 1), (torch.bool, 2)):
-                got = f"{str(self.labels.dtype)[6:]} {tuple(self.labels.shape)}"
-                raise DataError(f"labels must be int64 (n,) or bool (n, C), got {got}")
-            if self.labels.ndim == 1 and n and int(self.labels.min()) < 0:
-                row = int((self.labels < 0).nonzero()[0])
-                raise DataError(f"labels must be >= 0, got {int(self.labels[row])} in row {row}")
+        if self.labels is not None and self.labels.ndim == 1 and (self.labels < 0).any():
+            row = int((self.labels < 0).nonzero()[0])
+            raise DataError(f"labels must be >= 0, got {int(self.labels[row])} in row {row}")
 
     def __len__(self) -> int:
         return len(self.image)
@@ -78,6 +79,22 @@ class PairSet(Dataset[dict[str, Tensor]]):
         rows = torch.as_tensor(indices, dtype=torch.int64)
         names = None if self.names is None else [self.names[i] for i in rows.tolist()]
         return PairSet(self.image[rows], self.text[rows], None if self.labels is None else self.labels[rows], names)
+
+    def split(self, fraction: float, seed: int = 0) -> tuple[PairSet, PairSet]:
+        """The pairs less a random `fraction` of them, and that fraction: max(1, round(fraction n)) pairs.
+
+        Stratified by single labels: each class gives its share, within one pair. Both keep the rows' order.
+        """
+        n = len(self)
+        held = max(1, round(fraction * n))
+        if not 0 < fraction < 1 or held >= n:
+            raise DataError(f"fraction must leave pairs on both sides of the split, got {fraction} of {n} pairs")
+        order = np.random.default_rng(seed).permutation(n)
+        if self.labels is not None and self.labels.ndim == 1:
+            order = order[np.argsort(self.labels.numpy(force=True)[order], kind="stable")]
+        chosen = np.zeros(n, np.bool_)
+        chosen[order[(np.arange(held) * 2 + 1) * n // (2 * held)]] = True  # evenly spaced: every class in turn
+        return self.subset(np.flatnonzero(~chosen)), self.subset(np.flatnonzero(chosen))
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,9 +33,7 @@ def load(path: str | os.PathLike[str], *, seed: int = 0, validation: float = 0.2
         for number, line in enumerate(_lines(file), 1):
             fields = line.split()
             if len(fields) != 3 or fields[2] not in map(str, range(1, len(classes) + 1)):
-                raise DataError(
-                    f"{file}: line {number} must be text, image, category 1..{len(classes)}, got {line!r}"
-                )
+                raise DataError(f"{file}: line {number} must be text, image, category 1..{len(classes)}, got {line!r}")
             names.append(fields[0])
             labels.append(int(fields[2]) - 1)
         found[split, "names"], found[split, "labels"] = np.array(names), np.array(labels)

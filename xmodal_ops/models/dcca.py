@@ -37,8 +37,8 @@ class CCAHead(nn.Module):
 
     def adopt(self, cca: LinearCCA) -> None:
         """Takes over the fit of a LinearCCA."""
-        for name, value in cca.solution._asdict().items():
-            setattr(self, name, value.to(self.correlations.device, torch.float32))
+        for name in self.NAMES:
+            setattr(self, name, getattr(cca.solution, name).to(self.correlations.device, torch.float32).contiguous())
 
     def forward(self, view: str, features: Tensor) -> Tensor:
         """Canonical variates of one view's features, each weighted by its correlation to the given power."""

@@ -63,13 +63,14 @@ class Moments:
 
 
 class Solution(NamedTuple):
-    """What a fit yields: the means (d,), the directions (d, k), the correlations (k,) in descending order."""
+    """What a fit yields: means (d,), directions (d, k), correlations (k,) in descending order, the number of rows."""
 
     x_mean: Tensor
     y_mean: Tensor
     x_weights: Tensor
     y_weights: Tensor
     correlations: Tensor
+    n_samples: int
 
 
 class LinearCCA:
@@ -112,7 +113,6 @@ class LinearCCA:
         self.power = power
         self._moments: Moments | None = None
         self._solution: Solution | None = None
-        self.n_samples_ = 0
 
     # -- fitting ------------------------------------------------------------------------------------------------
 
@@ -182,8 +182,7 @@ class LinearCCA:
             y_mean, y_weights = y_basis @ y_mean, y_basis @ y_weights
         # An SVD leaves the signs open: the largest weight of x is positive, so equal data give equal models.
         sign = x_weights.gather(0, x_weights.abs().argmax(0, keepdim=True)).sign()
-        self.n_samples_ = s.count
-        self._solution = Solution(x_mean, y_mean, x_weights * sign, y_weights * sign, sigma[:k])
+        self._solution = Solution(x_mean, y_mean, x_weights * sign, y_weights * sign, sigma[:k], s.count)
         return self._solution
 
     def _components(self, dx: int, dy: int) -> int:
@@ -220,6 +219,10 @@ class LinearCCA:
     @property
     def y_mean_(self) -> Tensor:
         return self.solution.y_mean
+
+    @property
+    def n_samples_(self) -> int:
+        return self.solution.n_samples
 
     def transform_x(self, x: A) -> A:
         """Canonical variates of x: (m, dx) -> (m, k), weighted by correlations_ ** power."""
@@ -281,15 +284,14 @@ class LinearCCA:
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters and fitted tensors, in types that ``torch.load(weights_only=True)`` accepts."""
-        return {"params": self.get_params(), "n_samples": self.n_samples_, "fitted": self.solution._asdict()}
+        return {"params": self.get_params(), "fitted": self.solution._asdict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> LinearCCA:
         """Takes on what :meth:`state_dict` gave."""
-        if not {"params", "n_samples", "fitted"} <= state.keys():
+        if not {"params", "fitted"} <= state.keys():
             raise ValueError(f"state must be what LinearCCA.state_dict() gives, got the keys {sorted(state)}")
         self.set_params(**state["params"])
         self._moments, self._solution = None, Solution(**state["fitted"])
-        self.n_samples_ = int(state["n_samples"])
         return self
 
     def save(self, path: str | PathLike[str]) -> None:

@@ -95,11 +95,11 @@ def _fit(
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import EarlyStopping
 
-    from .lightning import DCCAModule, RunCheckpoint, StepCallback, batches
+    from .lightning import DCCAModule, RunCheckpoint, StepCallback
     from .progress import TrainingProgress
 
-    loader = batches(data.train, config.batch_size, config.seed)
-    progress = TrainingProgress(console, config.epochs, len(loader), config.monitor)
+    steps = max(1, len(data.train) // config.batch_size)
+    progress = TrainingProgress(console, config.epochs, steps, config.monitor)
     module = DCCAModule(model, data, config, progress.epoch)
     checkpoint = RunCheckpoint(run)
     callbacks: list[pl.Callback] = [StepCallback(progress.step), checkpoint]
@@ -122,7 +122,7 @@ def _fit(
         )
         handler = signal.getsignal(signal.SIGINT)
         try:
-            trainer.fit(module, loader, ckpt_path=run.last if resume else None)
+            trainer.fit(module, ckpt_path=run.last if resume else None)
         except SystemExit:  # how Lightning leaves after Ctrl-C, which it ignores from then on
             if not trainer.interrupted:
                 raise

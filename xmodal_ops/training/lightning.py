@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from ..data import PairData, PairSet
+from ..data import PairData
 from ..models import DCCA
 from .augment import augment
 from .config import DCCAConfig
@@ -49,11 +49,6 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return seed * 1_000_003 + epoch
 
 
-def batches(pairs: PairSet, batch_size: int, seed: int) -> DataLoader[dict[str, Tensor]]:
-    """The training batches: whole ones, by one indexing each."""
-    return DataLoader(pairs, sampler=EpochSampler(len(pairs), batch_size, seed), batch_size=None)
-
-
 class DCCAModule(pl.LightningModule):
     """Trains a DCCA; after every epoch it fits the CCA to some training pairs and retrieves the validation split."""
 
@@ -65,9 +60,13 @@ class DCCAModule(pl.LightningModule):
         self.on_epoch = on_epoch
         self.history: list[Row] = []
         self.losses: list[Tensor] = []
+        self.sampler = EpochSampler(len(data.train), config.batch_size, config.seed)
         # The CCA of each epoch sees a fixed part of the training pairs: many more than it has dimensions suffice.
         rows = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(config.seed))
         self.sample = data.train.subset(rows[: max(4096, 16 * config.output_dim)])
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        return DataLoader(self.data.train, sampler=self.sampler, batch_size=None)  # a batch costs one indexing
 
     def on_train_epoch_start(self) -> None:
         torch.manual_seed(epoch_seed(self.config.seed, self.current_epoch))
@@ -110,6 +109,7 @@ class DCCAModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history = checkpoint["history"]
+        self.sampler.set_epoch(len(self.history))  # Lightning sets it for later epochs, but not for the first
 
 
 def one_cycle(progress: float, warmup: float = 0.2) -> float:

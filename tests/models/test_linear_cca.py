@@ -1,0 +1,218 @@
+"""Linear CCA against scikit-learn, the definition by SVD, and its own other ways in."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.cross_decomposition import CCA
+from sklearn.model_selection import GridSearchCV
+
+from xmodal_ops.models import LinearCCA
+
+
+def two_views(m: int = 300, dx: int = 9, dy: int = 6, shared: int = 3, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(m, shared))
+    x = z @ rng.normal(size=(shared, dx)) + rng.normal(size=(m, dx)) * rng.uniform(0.3, 3, dx)
+    y = z @ rng.normal(size=(shared, dy)) + rng.normal(size=(m, dy)) * rng.uniform(0.3, 3, dy)
+    return x, y
+
+
+def definition(x, y, rx: float, ry: float):
+    """Correlations by inverse square roots of the ridged covariances: Hotelling's own formula."""
+    m = len(x)
+    x, y = x - x.mean(0), y - y.mean(0)
+
+    def inverse_root(v, r):
+        w, q = np.linalg.eigh(v.T @ v / (m - 1) + r * np.eye(v.shape[1]))
+        return q @ np.diag(w**-0.5) @ q.T
+
+    t = inverse_root(x, rx) @ (x.T @ y / (m - 1)) @ inverse_root(y, ry)
+    return np.linalg.svd(t)[1]
+
+
+def test_agrees_with_scikit_learn():
+    x, y = two_views()
+    ours = LinearCCA(3, ridge=0).fit(x, y)
+    theirs = CCA(3, scale=False, max_iter=10000, tol=1e-14).fit(x, y)
+    u, v = ours.transform(x, y)
+    a, b = theirs.transform(x, y)
+    for i in range(3):
+        assert abs(np.corrcoef(u[:, i], a[:, i])[0, 1]) == pytest.approx(1, abs=1e-8)
+        assert abs(np.corrcoef(v[:, i], b[:, i])[0, 1]) == pytest.approx(1, abs=1e-8)
+        assert float(ours.correlations_[i]) == pytest.approx(np.corrcoef(a[:, i], b[:, i])[0, 1], abs=1e-9)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.3, (0.2, 2.0)])
+def test_agrees_with_the_definition(ridge):
+    x, y = two_views()
+    rx, ry = ridge if isinstance(ridge, tuple) else (ridge, ridge)
+    model = LinearCCA(ridge=ridge).fit(x, y)
+    np.testing.assert_allclose(model.correlations_, definition(x, y, rx, ry), atol=1e-12)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.5])
+def test_variates_have_unit_ridged_variance_and_the_correlations(ridge):
+    x, y = two_views()
+    model = LinearCCA(ridge=ridge).fit(x, y)
+    wx, wy, m = model.x_weights_.numpy(), model.y_weights_.numpy(), len(x)
+    xc, yc = x - x.mean(0), y - y.mean(0)
+    k = np.eye(wx.shape[1])
+    np.testing.assert_allclose(wx.T @ (xc.T @ xc / (m - 1) + ridge * np.eye(9)) @ wx, k, atol=1e-10)
+    np.testing.assert_allclose(wy.T @ (yc.T @ yc / (m - 1) + ridge * np.eye(6)) @ wy, k, atol=1e-10)
+    np.testing.assert_allclose(wx.T @ (xc.T @ yc / (m - 1)) @ wy, np.diag(model.correlations_), atol=1e-10)
+
+
+@pytest.mark.parametrize(("m", "dx", "dy"), [(5, 20, 3), (8, 3, 30), (7, 11, 19), (2, 4, 4), (20, 20, 20)])
+def test_dual_form_is_the_primal_one(m, dx, dy):
+    x, y = two_views(m, dx, dy)
+    k = min(m - 1, dx, dy)  # beyond the rank the directions are arbitrary
+    dual = LinearCCA(k, ridge=0.1, relative=True).fit(x, y)
+    primal = LinearCCA(k, ridge=0.1, relative=True).partial_fit(x, y)
+    for a, b in zip(dual.solution, primal.solution):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+def test_chunks_give_the_same_as_the_whole():
+    x, y = two_views(1000)
+    x += 1e6  # squares of means would swallow the variances
+    whole = LinearCCA(ridge=0.1).fit(x, y)
+    chunks = LinearCCA(ridge=0.1).fit((x[i : i + 77], y[i : i + 77]) for i in range(0, 1000, 77))
+    part = LinearCCA(ridge=0.1)
+    for rows in np.split(np.arange(1000), [1, 2, 400]):
+        part.partial_fit(x[rows], y[rows])
+    for other in (chunks, part):
+        assert other.n_samples_ == 1000
+        torch.testing.assert_close(other.correlations_, whole.correlations_, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(other.transform_x(x), whole.transform_x(x), atol=1e-6)
+
+
+def test_large_means_in_float32_lose_nothing():
+    x, y = two_views()
+    x = (np.round(x * 64) / 64).astype(np.float32)  # exact in float32 with the mean added
+    near, far = LinearCCA(ridge=0.1).fit(x, y), LinearCCA(ridge=0.1).fit(x + np.float32(4096), y)
+    np.testing.assert_allclose(far.correlations_, near.correlations_, atol=1e-10)
+    np.testing.assert_allclose(far.transform_x(x + np.float32(4096)), near.transform_x(x), atol=1e-5)
+
+
+def test_kind_of_data_in_is_kind_of_data_out():
+    x, y = two_views()
+    model = LinearCCA(2).fit(torch.tensor(x), torch.tensor(y))
+    u, v = model.transform(torch.tensor(x).float(), torch.tensor(y).float())
+    assert (u.dtype, v.dtype, u.shape) == (torch.float32, torch.float32, (300, 2))
+    a = model.transform_x(x)
+    assert isinstance(a, np.ndarray)
+    assert a.dtype == np.float64
+    np.testing.assert_allclose(u, a, atol=1e-5)
+    assert model.fit_transform(x, y)[1].shape == (300, 2)
+    assert LinearCCA(2).fit(x.tolist(), y.tolist()).n_samples_ == 300
+
+
+def test_sparse_features_are_read():
+    from scipy.sparse import csr_matrix
+
+    x, y = two_views()
+    x[x < 1] = 0
+    torch.testing.assert_close(
+        LinearCCA(3).fit(csr_matrix(x), y).correlations_, LinearCCA(3).fit(x, y).correlations_, rtol=0, atol=0
+    )
+
+
+def test_power_weighs_the_variates():
+    x, y = two_views()
+    model = LinearCCA(4, ridge=0.1).fit(x, y)
+    plain = model.transform_x(x)
+    weighted = model.set_params(power=2).transform_x(x)
+    np.testing.assert_allclose(weighted, plain * model.correlations_.numpy() ** 2)
+
+
+def test_relative_ridge_does_not_depend_on_units():
+    x, y = two_views()
+    a = LinearCCA(ridge=0.1, relative=True).fit(x, y)
+    b = LinearCCA(ridge=0.1, relative=True).fit(x * 1000, y / 1000)
+    torch.testing.assert_close(a.correlations_, b.correlations_, rtol=0, atol=1e-12)
+    absolute = LinearCCA(ridge=(0.1 * x.var(0, ddof=1).mean(), 0.1 * y.var(0, ddof=1).mean())).fit(x, y)
+    torch.testing.assert_close(a.correlations_, absolute.correlations_, rtol=0, atol=1e-12)
+
+
+def test_score_is_the_total_correlation():
+    x, y = two_views()
+    model = LinearCCA(3, ridge=0).fit(x, y)
+    assert model.score(x, y) == pytest.approx(float(model.correlations_.sum()), abs=1e-10)
+    new_x, new_y = two_views(100, seed=1)
+    u, v = model.transform(new_x, new_y)
+    expected = sum(np.corrcoef(u[:, i], v[:, i])[0, 1] for i in range(3))
+    assert model.score(new_x, new_y) == pytest.approx(expected, abs=1e-10)
+
+
+def test_constant_column_and_constant_view_are_harmless():
+    x, y = two_views()
+    x[:, 2] = 5.0
+    assert bool(LinearCCA(ridge=1e-3).fit(x, y).x_weights_.isfinite().all())
+    constant = LinearCCA(2, ridge=1e-3).fit(np.ones((300, 4)), y)
+    assert constant.correlations_.tolist() == [0, 0]
+    assert constant.score(np.ones((300, 4)), y) == 0
+
+
+def test_scikit_learn_can_clone_and_search():
+    x, y = two_views()
+    model = LinearCCA(2, ridge=(0.1, 0.2), power=1.0)
+    assert clone(model).get_params() == model.get_params()
+    search = GridSearchCV(LinearCCA(2), {"ridge": [0.1, 1e4], "n_components": [1, 3]}, cv=3).fit(x, y)
+    assert search.best_params_ == {"ridge": 0.1, "n_components": 3}
+
+
+def test_parameters_of_accumulated_moments_act_at_once():
+    x, y = two_views()
+    model = LinearCCA(ridge=0.1).partial_fit(x, y)
+    assert model.correlations_.shape == (6,)
+    model.set_params(ridge=1.0, n_components=2)
+    torch.testing.assert_close(model.correlations_, LinearCCA(2, ridge=1.0).fit(x, y).correlations_)
+
+
+def test_save_and_load(tmp_path):
+    x, y = two_views()
+    model = LinearCCA(2, ridge=(0.1, 0.2), power=1.0).fit(x, y)
+    model.save(tmp_path / "cca.pt")
+    again = LinearCCA.load(tmp_path / "cca.pt")
+    assert again.get_params() == model.get_params()
+    assert again.n_samples_ == 300
+    np.testing.assert_array_equal(again.transform_y(y), model.transform_y(y))
+
+
+X, Y = two_views(20)
+HOLE = X.copy()
+HOLE[13, 4] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "message"),
+    [
+        (lambda: LinearCCA().fit(HOLE, Y), ValueError, r"x must be finite, got NaN or infinity in row 13"),
+        (lambda: LinearCCA().fit(HOLE[:, :6], HOLE), ValueError, r"x must be finite, .* row 13"),
+        (lambda: LinearCCA().fit(Y, HOLE), ValueError, r"y must be finite, .* row 13"),
+        (lambda: LinearCCA().fit([(X[:10], Y[:10]), (HOLE[10:], Y[10:])]), ValueError, r"x must be finite, .* row 13"),
+        (lambda: LinearCCA().fit(Y[10:15], HOLE[10:15]), ValueError, r"y must be finite, .* row 3"),
+        (lambda: LinearCCA().fit(X, Y[:19]), ValueError, r"y must have as many rows as x, 20, got 19"),
+        (lambda: LinearCCA().fit(X[:1], Y[:1]), ValueError, r"x must have at least 2 rows, got 1"),
+        (lambda: LinearCCA().fit(X[0], Y[0]), ValueError, r"x must have shape \(m, d\), got \(9,\)"),
+        (lambda: LinearCCA().fit([]), ValueError, r"x must yield at least one chunk"),
+        (lambda: LinearCCA().fit([(X[:1], Y[:1])]), ValueError, r"x must have at least 2 rows, got 1"),
+        (lambda: LinearCCA().fit([X, Y]), TypeError, r"iterable of pairs"),
+        (lambda: LinearCCA(7).fit(X, Y), ValueError, r"n_components must lie in 1..6 for these data, got 7"),
+        (lambda: LinearCCA(0).fit(X, Y), ValueError, r"n_components must lie in 1..6"),
+        (lambda: LinearCCA("all").fit(X, Y), TypeError, r"n_components must be an int or None, got str"),
+        (lambda: LinearCCA(ridge=-1).fit(X, Y), ValueError, r"ridge must be >= 0, got -1"),
+        (lambda: LinearCCA(ridge=0).fit(X[:5], Y[:5]), ValueError, r"ridge must be greater than 0 here: .* of x"),
+        (lambda: LinearCCA(ridge=0).fit(X, np.ones((20, 2))), ValueError, r"ridge must be greater than 0 here: .* y"),
+        (lambda: LinearCCA().transform_x(X), ValueError, r"must be fitted before it is used"),
+        (lambda: LinearCCA().fit(X, Y).transform_x(Y), ValueError, r"x must have 9 columns as in fit, got 6"),
+        (lambda: LinearCCA().fit(X, Y).transform(X, X), ValueError, r"y must have 6 columns as in fit, got 9"),
+        (lambda: LinearCCA().partial_fit(X, Y).partial_fit(Y, Y), ValueError, r"must have 9 and 6 columns as before"),
+        (lambda: LinearCCA().set_params(rigde=1), ValueError, r"no parameter 'rigde'"),
+        (lambda: LinearCCA().load_state_dict({"a": 1}), ValueError, r"state must be what .* got the keys \['a'\]"),
+    ],
+)
+def test_errors_name_the_argument(act, error, message):
+    with pytest.raises(error, match=message):
+        act()
