@@ -3,8 +3,7 @@
     python bench/trace_norm.py [--device cpu|cuda] [--quick] [--threads N]
 
 Writes bench/results/<device>/trace_norm.{json,md} as it goes. All candidates of a size take turns in one process; the
-memory of each is measured in a process of its own. On CUDA "strong" joins them: the closed form of this package in
-plain torch under torch.compile.
+memory of each is measured in a process of its own. On CUDA bench/trace_norm_cuda.py takes over.
 """
 
 from __future__ import annotations
@@ -21,46 +20,13 @@ from torch import Tensor
 from xmodal_ops import trace_norm_loss
 from xmodal_ops.reference import trace_norm as reference
 
-# (m, d), the goal against the fastest baseline per device (design.md §8), and whether baselines take minutes.
-SIZES = {
-    "cpu": [(512, 64, 2.5), (1024, 256, 1.6), (4096, 1024, 1.4), (256, 1024, 30), (256, 4096, 500)],
-    "cuda": [(512, 64, 30), (4096, 1024, 30), (8192, 4096, 100), (256, 4096, 1000)],
-}
-
-
-def strong() -> Callable[[Tensor, Tensor], Tensor]:
-    """Closed form, Cholesky and SVD in plain torch: what a careful user would compile."""
-
-    class Closed(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-            scale = 1 / (x.shape[0] - 1)
-            xc, yc = x - x.mean(0), y - y.mean(0)
-            eye = [RIDGE * torch.eye(v.shape[1], device=v.device) for v in (x, y)]
-            lx, _ = torch.linalg.cholesky_ex(xc.mT @ xc * scale + eye[0])
-            ly, _ = torch.linalg.cholesky_ex(yc.mT @ yc * scale + eye[1])
-            t = torch.linalg.solve_triangular(lx, xc.mT @ yc * scale, upper=False)
-            t = torch.linalg.solve_triangular(ly, t.mT, upper=False).mT
-            u, sigma, vh = torch.linalg.svd(t, full_matrices=False)
-            a = torch.linalg.solve_triangular(lx.mT, u, upper=True)
-            b = torch.linalg.solve_triangular(ly.mT, vh.mT, upper=True)
-            xa, yb = xc @ a, yc @ b
-            ctx.save_for_backward(-scale * (yb - xa * sigma) @ a.mT, -scale * (xa - yb * sigma) @ b.mT)
-            return -sigma.sum()
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-            gx, gy = ctx.saved_tensors
-            return gx * grad, gy * grad
-
-    return torch.compile(lambda x, y: Closed.apply(x, y))
+# (m, d) and the goal against the fastest baseline (design.md §8).
+SIZES = [(512, 64, 2.5), (1024, 256, 1.6), (4096, 1024, 1.4), (256, 1024, 30), (256, 4096, 500)]
 
 
 def losses(device: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """All candidates by name, ours first."""
     found = {"xmodal_ops": trace_norm_loss, "textbook": textbook_loss, "cca_zoo": cca_zoo_loss()}
-    if device == "cuda":
-        found["strong"] = strong()
     return {name: loss for name, loss in found.items() if loss is not None}
 
 
@@ -102,6 +68,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--quick", action="store_true", help="leave out the sizes at which baselines take minutes")
     options = parser.parse_args()
+    if options.device == "cuda":
+        import trace_norm_cuda
+
+        return trace_norm_cuda.main()
     torch.set_num_threads(options.threads)
     device = options.device
     results: dict[str, Any] = {
@@ -113,7 +83,7 @@ def main() -> None:
     others = [name for name in candidates if name != "xmodal_ops"]
     columns = ["m", "d", "ours ms", *(f"× {name}" for name in others), "goal", "MiB", *(f"{n} MiB" for n in others)]
     columns += ["value error", "gradient error"]
-    for m, d, goal in SIZES[device]:
+    for m, d, goal in SIZES:
         if options.quick and m * d >= 256 * 4096:
             continue
         x, y = views(m, d, d, device)

@@ -5,6 +5,9 @@
 
 #include <cstdint>
 #include <optional>
+#include <stdexcept>
+#include <tuple>
+#include <vector>
 
 #include "xmodal/cpu.h"
 #include "xmodal/trace_norm.h"
@@ -14,6 +17,10 @@
 #endif
 
 namespace py = pybind11;
+
+#ifdef XMODAL_HOST_EMULATION
+void bind_host(py::module_& module);  // tests/host/host.cpp
+#endif
 
 namespace {
 
@@ -65,6 +72,95 @@ void bind_cpu(py::module_& module) {
       "Value of the trace norm and its gradients; None where a covariance does not factorise in fp64.");
   module.def("instruction_set", &xmodal::cpu::instruction_set, "The instruction set that the CPU kernels run with.");
 }
+
+#ifdef XMODAL_WITH_CUDA
+namespace cuda = xmodal::cuda;
+
+// A launch that the driver refused: not the user's doing.
+void check(int error) {
+  if (error) throw std::runtime_error("CUDA: " + cuda::error_string(error));
+}
+
+void bind_products(py::module_& module) {
+  py::class_<cuda::Matrix>(module, "Matrix")
+      .def(
+          py::init([](std::uintptr_t data, std::int64_t stride, int rows, int columns, int kind, std::uintptr_t shift) {
+            return cuda::Matrix{pointer<void>(data), stride, rows, columns, static_cast<cuda::Kind>(kind),
+                                pointer<void>(shift)};
+          }),
+          py::arg("data"), py::arg("stride"), py::arg("rows"), py::arg("columns"), py::arg("kind"),
+          py::arg("shift") = 0);
+  py::class_<cuda::Product>(module, "Product")
+      .def(py::init([](std::vector<cuda::Matrix> a, std::vector<cuda::Matrix> b, int rows, int columns, bool symmetric,
+                       double alpha, double beta, double gamma, std::uintptr_t add, std::int64_t add_stride,
+                       std::uintptr_t out, std::int64_t out_stride, int out_kind) {
+        if (a.empty() || a.size() > 2 || a.size() != b.size())
+          throw py::value_error("a and b must hold 1 or 2 factors");
+        cuda::Product p;
+        p.terms = static_cast<int>(a.size());
+        for (int i = 0; i < p.terms; ++i) p.a[i] = a[i], p.b[i] = b[i];
+        p.rows = rows, p.columns = columns, p.symmetric = symmetric;
+        p.alpha = alpha, p.beta = beta, p.gamma = gamma;
+        p.add = pointer<void>(add), p.add_stride = add_stride;
+        p.out = pointer<void>(out), p.out_stride = out_stride, p.out_kind = static_cast<cuda::Kind>(out_kind);
+        return p;
+      }));
+  module.def("cuda_products", [](const std::vector<cuda::Product>& list, bool wide, int layout, int tile, int splits,
+                                 std::uintptr_t partials, std::uintptr_t active, std::uintptr_t previous,
+                                 std::uintptr_t change, std::uintptr_t stream) {
+    if (list.empty() || list.size() > 3) throw py::value_error("a launch takes 1 to 3 products");
+    cuda::Plan plan;
+    plan.wide = wide, plan.layout = static_cast<cuda::Layout>(layout), plan.tile = tile, plan.splits = splits;
+    plan.partials = pointer<void>(partials), plan.active = pointer<int>(active);
+    plan.previous = pointer<void>(previous), plan.change = pointer<double>(change);
+    check(cuda::products(list.data(), static_cast<int>(list.size()), plan, pointer<void>(stream)));
+  });
+  module.def("cuda_settle", [](std::uintptr_t change, int tiles, double tolerance, std::uintptr_t active,
+                               std::uintptr_t stream) {
+    check(cuda::settle(pointer<double>(change), tiles, tolerance, pointer<int>(active), pointer<void>(stream)));
+  });
+  module.def("cuda_column_means",
+             [](const std::vector<cuda::Matrix>& views, bool wide, int splits, std::uintptr_t partials,
+                const std::vector<std::uintptr_t>& shifts, std::uintptr_t stream) {
+               if (views.empty() || views.size() > 2 || views.size() != shifts.size())
+                 throw py::value_error("one or two views");
+               void* targets[2] = {};
+               for (std::size_t i = 0; i < shifts.size(); ++i) targets[i] = pointer<void>(shifts[i]);
+               check(cuda::column_means(views.data(), static_cast<int>(views.size()), wide, splits,
+                                        pointer<double>(partials), targets, pointer<void>(stream)));
+             });
+}
+
+void bind_trace_norm(py::module_& module) {
+  module.def("polar_steps", [](bool wide) {
+    std::vector<std::tuple<double, double, double>> steps;
+    for (const cuda::Quintic& q : cuda::polar_express) steps.emplace_back(q.a, q.b, q.c);
+    for (int i = 0; i < cuda::polar_last_steps(wide); ++i)
+      steps.emplace_back(cuda::polar_last.a, cuda::polar_last.b, cuda::polar_last.c);
+    return steps;
+  });
+  module.def("cuda_small_workspace", &cuda::small_workspace);
+  module.def("cuda_small_trace_norm",
+             [](const cuda::Matrix& x, const cuda::Matrix& y, std::uintptr_t xx, std::uintptr_t xy, std::uintptr_t yy,
+                double rx, double ry, std::uintptr_t value, std::uintptr_t gxx, std::uintptr_t gxy, std::uintptr_t gyx,
+                std::uintptr_t gyy, std::uintptr_t workspace, bool wide, std::uintptr_t stream) {
+               const cuda::SmallTraceNorm task{x,
+                                               y,
+                                               pointer<void>(xx),
+                                               pointer<void>(xy),
+                                               pointer<void>(yy),
+                                               rx,
+                                               ry,
+                                               pointer<void>(value),
+                                               pointer<void>(gxx),
+                                               pointer<void>(gxy),
+                                               pointer<void>(gyx),
+                                               pointer<void>(gyy),
+                                               pointer<void>(workspace)};
+               check(cuda::small_trace_norm(task, wide, pointer<void>(stream)));
+             });
+}
+#endif
 
 void bind_triplets(py::module_& module) {
   using namespace xmodal::cpu;
@@ -135,6 +231,8 @@ void bind_triplets(py::module_& module) {
 
 void bind_cuda(py::module_& module) {
 #ifdef XMODAL_WITH_CUDA
+  bind_products(module);
+  bind_trace_norm(module);
   module.attr("with_cuda") = true;
   module.def("cuda_archs", &xmodal::cuda::architectures, "The architectures that this binary holds code for.");
   module.def("cuda_unavailable", &xmodal::cuda::unavailable, "Why no kernel can run here; empty where one can.");
@@ -152,4 +250,7 @@ PYBIND11_MODULE(_C, module) {
   bind_cpu(module);
   bind_triplets(module);
   bind_cuda(module);
+#ifdef XMODAL_HOST_EMULATION
+  bind_host(module);
+#endif
 }

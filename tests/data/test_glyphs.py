@@ -73,12 +73,19 @@ def test_one_seed_one_set(data):
 def test_text_knows_the_training_names_only(data):
     counts = Counter()
     for name in set(data.train.names):
-        tokens = re.findall(r"[A-Z]+|\d", name)
-        counts.update({*tokens, *itertools.pairwise(tokens)})
-    assert data.train.text.shape[1] == sum(count >= 3 for count in counts.values())
-    norms = data.test.text.norm(dim=1)
-    assert torch.all((norms - 1).abs().lt(1e-5) | (norms == 0))
-    assert (norms == 0).float().mean() < 0.02
+        words = re.findall(r"[A-Z]+|\d", name)
+        terms = {*words, *map(" ".join, itertools.pairwise(words))}
+        for word in words:
+            if len(word) > 1:
+                terms.update(a + b for a, b in itertools.pairwise(f"<{word}>"))
+                terms.update(f"<{word}>"[i : i + 3] for i in range(len(word)))
+        counts.update(terms)
+    assert data.train.text.shape[1] == sum(count >= 5 for count in counts.values())
+    assert torch.allclose(data.test.text.norm(dim=1), torch.ones(1000))
+
+
+def test_test_texts_differ(data):
+    assert len(data.test.text.unique(dim=0)) >= 995
 
 
 def test_names_lead_back_to_the_characters(data):

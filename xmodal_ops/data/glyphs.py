@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import unicodedata
@@ -95,9 +96,9 @@ def load(
     multi_label  labels are bool (n, C), attributes in the name (CAPITAL, DOUBLE, WITH ACUTE, ...), instead of
                  int64 (n,), its script or block (LATIN, ARROWS, ...)
 
-    text is (n, words) float32: TF-IDF of the words, single digits and pairs of neighbours in the name, fitted
-    on the training characters only. PairSet.names holds the names; unicodedata.lookup turns one back into its
-    character. Everything is drawn anew, in about two seconds: no cache to go stale.
+    text is (n, terms) float32: TF-IDF of the words, single digits, pairs of neighbours and pieces of words in the
+    name, fitted on the training characters only. PairSet.names holds the names; unicodedata.lookup turns one back
+    into its character. Everything is drawn anew, in about two seconds: no cache to go stale.
     Raises DataError for a font that is missing or cannot be read.
     """
     if size < 8:
@@ -193,19 +194,29 @@ def _face(size: int, path: Path) -> dict[int, bytes]:
 
 
 def _name_features(names: list[str], train: Array) -> Array:
-    """TF-IDF (n, words) of the names' words, digits and pairs of neighbours, fitted on the training rows."""
+    """TF-IDF (n, terms) of the names, fitted on the training rows."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    # Digits one by one: they are what BRAILLE PATTERN DOTS-125 or DOMINO TILE HORIZONTAL-03-04 is made of.
-    vectorizer = TfidfVectorizer(
-        lowercase=False, token_pattern=r"[^\W\d]+|\d", ngram_range=(1, 2), min_df=3, dtype=np.float32
-    )
+    vectorizer = TfidfVectorizer(analyzer=_terms, min_df=5, dtype=np.float32)
     try:
         vectorizer.fit([name for name, t in zip(names, train) if t])
     except ValueError:
-        raise DataError("too few named characters: no word occurs in three of their names") from None
+        raise DataError("too few named characters: no word occurs in five of their names") from None
     features: Array = vectorizer.transform(names).toarray()
     return features
+
+
+def _terms(name: str) -> list[str]:
+    """Words, single digits, pairs of neighbours, and the words' pieces of two and three letters.
+
+    Digits are what BRAILLE PATTERN DOTS-125 is made of. Pieces describe words that occur once, such as the last
+    of CANADIAN SYLLABICS WEST-CREE PWII; without them a fifth of the test names would have a twin.
+    """
+    words = re.findall(r"[^\W\d]+|\d", name)
+    pairs = [f"{a} {b}" for a, b in itertools.pairwise(words)]
+    bounded = [f"<{word}>" for word in words if len(word) > 1]
+    pieces = [w[i : i + n] for w in bounded for n in (2, 3) for i in range(len(w) - n + 1)]
+    return words + pairs + pieces
 
 
 def _scripts(points: list[int], names: list[str]) -> tuple[list[str], Array]:

@@ -1,5 +1,6 @@
 """One file per op: schema, fake, CPU and CUDA implementation, autograd, public function."""
 
+from .. import _C
 from ._pairs import pack_labels
 from .canonical_correlations import canonical_correlations
 from .covariance import Covariance, covariance
@@ -25,3 +26,8 @@ __all__ = [
     "triplet_margin_loss",
     "whiten",
 ]
+
+if _C.with_cuda:
+    from ._cuda_register import register
+
+    register()

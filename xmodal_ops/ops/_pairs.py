@@ -70,6 +70,19 @@ def diagonal(exclude_diagonal: bool | None, one_set: bool, anchor: Tensor, ref: 
     return one_set if exclude_diagonal is None else exclude_diagonal
 
 
+def _shift(anchor: Tensor, ref: Tensor) -> Tensor:
+    """About the mean row, which distances do not depend on: less is then lost in |a|² + |r|² − 2 a·r.
+
+    A multiple of a power of two, some half or quarter of the spread: integers stay exact. Where a row is not
+    finite any shift will do.
+    """
+    m, n = anchor.shape[0], ref.shape[0]
+    mean = (anchor.sum(0, dtype=torch.float64) + ref.sum(0, dtype=torch.float64)) / (m + n)
+    spread = (anchor.var(0, correction=0).mean() + ref.var(0, correction=0).mean()).sqrt()
+    step = torch.ldexp(torch.ones((), dtype=torch.float64), torch.frexp(spread).exponent - 2)
+    return ((mean / step).round() * step).nan_to_num(0.0, 0.0, 0.0).to(anchor.dtype)
+
+
 class NativePairs:
     """Arguments of the native kernels; holds the tensors that they point to."""
 
@@ -86,9 +99,7 @@ class NativePairs:
         dtype = accumulation_dtype(anchor)
         anchor, ref = anchor.detach().to(dtype).contiguous(), ref.detach().to(dtype).contiguous()
         (m, d), n = anchor.shape, ref.shape[0]
-        mean = (anchor.sum(0, dtype=torch.float64) + ref.sum(0, dtype=torch.float64)) / (m + n)
-        # Any shift will do: where a row is not finite, none.
-        shift = mean.to(dtype).nan_to_num(0.0, 0.0, 0.0)
+        shift = _shift(anchor, ref)
         anchor_labels, ref_labels = anchor_labels.contiguous(), ref_labels.contiguous()
         # A thread costs some 20 µs to start: below a few million multiplications each, fewer are faster.
         threads = max(1, min(torch.get_num_threads(), m * n * d >> 22, m // 8))
@@ -114,8 +125,10 @@ class NativePairs:
     def gradients(self, need_anchor: bool, need_ref: bool) -> tuple[Tensor, Tensor]:
         """Room for the gradients, empty where not needed (the address is then 0)."""
         anchor, ref = self.held[:2]
-        empty = torch.empty(0, dtype=self.dtype)
-        return torch.empty_like(anchor) if need_anchor else empty, torch.empty_like(ref) if need_ref else empty
+        return (
+            torch.empty_like(anchor) if need_anchor else torch.empty(0, dtype=self.dtype),
+            torch.empty_like(ref) if need_ref else torch.empty(0, dtype=self.dtype),
+        )
 
 
 def gradient_fakes(anchor: Tensor, ref: Tensor, need_anchor: bool, need_ref: bool) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1)
 template <class T>
 inline int64_t row_length(int64_t columns) {
   constexpr int64_t line = 64 / sizeof(T);
-  return (round_up(columns, kPanel<T>) / line | 1) * line;
+  return (round_up(columns, kPanel<T> > line ? kPanel<T> : line) / line | 1) * line;
 }
 
 // Hands out pieces of the workspace; with a null one it measures how much is needed.

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in less than nine minutes: build, tests, compute-sanitizer, benchmarks.
+#   PART=build|tests|sanitizer|bench (several, or all without it)  PYTHON=python3
+# Each part has a time limit of its own and leaves what it found: logs in build/gpu_check, benchmark results in
+# bench/results/<card>. Both are copied to $OUT where that is set.
+set -u
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+PARTS=${PART:-build tests sanitizer bench}
+LOGS=build/gpu_check
+mkdir -p "$LOGS"
+export PYTHONPATH=$PWD
+failed=()
+
+run() { # name, limit in seconds, command…: runs it, keeps the log, shows its end
+  local name=$1 limit=$2 start=$SECONDS code
+  shift 2
+  timeout -k 5 "$limit" "$@" >"$LOGS/$name.log" 2>&1
+  code=$?
+  echo "== $name: $([ $code = 0 ] && echo ok || echo "FAILED ($code)"), $((SECONDS - start)) s"
+  tail -n "$([ $code = 0 ] && echo 12 || echo 40)" "$LOGS/$name.log"
+  [ $code = 0 ] || failed+=("$name")
+  if [ -n "${OUT:-}" ]; then
+    mkdir -p "$OUT/results" && cp -r "$LOGS" "$OUT/" && cp -r bench/results/. "$OUT/results/" 2>/dev/null
+  fi
+  return 0
+}
+
+for part in $PARTS; do
+  case $part in
+    build) # editable: the module lands in the source tree, which is what the tests import
+      run build 200 env XMODAL_CUDA=ON XMODAL_WERROR=ON "$PYTHON" -m pip install --no-build-isolation --no-deps -e .
+      run info 60 "$PYTHON" -m xmodal_ops
+      ;;
+    tests)
+      run tests 240 "$PYTHON" -m pytest tests/gpu -m gpu -q --durations=5 -p no:cacheprovider
+      ;;
+    sanitizer)
+      for tool in memcheck racecheck synccheck; do
+        run "$tool" 90 compute-sanitizer --tool "$tool" --error-exitcode 1 "$PYTHON" tests/gpu/sanitize.py
+      done
+      ;;
+    bench)
+      run bench_covariance 100 "$PYTHON" bench/covariance.py --device cuda
+      run bench_trace_norm 220 "$PYTHON" bench/trace_norm.py --device cuda
+      ;;
+    *)
+      echo "PART must be build, tests, sanitizer or bench, got $part" >&2
+      exit 2
+      ;;
+  esac
+done
+[ ${#failed[@]} = 0 ] || { echo "failed: ${failed[*]}"; exit 1; }

@@ -1,0 +1,101 @@
+// One warp's product of a 16×8 and an 8×8 tile, to the accuracy of the numbers it is given.
+//
+//   fp64: four m8n8k4 tensor-core products.
+//   fp32: x = high + low with high, low in TF32 (11 + 11 bits); a·b ≈ low·high + high·low + high·high.
+//
+// Fragments, with g = lane / 4 and t = lane % 4:
+//   a[i] is A(g + 8 (i % 2), t + 4 (i / 2))    b[i] is B(t + 4 i, g)    d[i] is D(g + 8 (i / 2), 2 t + i % 2)
+// Tensor cores truncate the sums that they keep: a caller adds up no more than a few steps in one accumulator.
+#pragma once
+
+#include "portable.cuh"
+
+namespace xmodal::cuda::detail {
+
+__device__ __forceinline__ float to_tf32(float x) {
+#ifdef XMODAL_HOST_EMULATION
+  if (x != x) return x;
+  return __uint_as_float((__float_as_uint(x) + 0x1000u) & ~0x1fffu);
+#else
+  unsigned bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return __uint_as_float(bits);
+#endif
+}
+
+#ifdef XMODAL_HOST_EMULATION
+inline float truncated(double x) {
+  const float nearest = static_cast<float>(x);
+  return std::fabs(static_cast<double>(nearest)) > std::fabs(x) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+inline double truncated_to(double x, double) { return x; }
+inline float truncated_to(double x, float) { return truncated(x); }
+
+template <typename T>
+void mma_16x8x8(T (&d)[4], const T (&a)[4], const T (&b)[2]) {
+  struct Operands {
+    T a[4], b[2];
+  };
+  const host_cuda::Gather<Operands> warp({{a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
+  const unsigned lane = threadIdx.x & 31u, g = lane >> 2, t = lane & 3u;
+  for (unsigned i = 0; i < 4; ++i) {
+    double sum = d[i];
+    for (unsigned k = 0; k < 8; ++k)
+      sum += static_cast<double>(warp[g * 4 + (k & 3u)].a[(i >> 1) + 2 * (k >> 2)]) *
+             static_cast<double>(warp[(2 * t + (i & 1u)) * 4 + (k & 3u)].b[k >> 2]);
+    d[i] = truncated_to(sum, T());
+  }
+}
+#else
+__device__ __forceinline__ void mma_16x8x8(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+        "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+}
+
+__device__ __forceinline__ void mma_8x8x4(double& d0, double& d1, double a, double b) {
+  asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0,%1}, {%2}, {%3}, {%0,%1};"
+               : "+d"(d0), "+d"(d1)
+               : "d"(a), "d"(b));
+}
+
+__device__ __forceinline__ void mma_16x8x8(double (&d)[4], const double (&a)[4], const double (&b)[2]) {
+  mma_8x8x4(d[0], d[1], a[0], b[0]);
+  mma_8x8x4(d[2], d[3], a[1], b[0]);
+  mma_8x8x4(d[0], d[1], a[2], b[1]);
+  mma_8x8x4(d[2], d[3], a[3], b[1]);
+}
+#endif
+
+// A fragment of N numbers, ready for multiply_add.
+template <typename T, int N>
+struct Terms;
+
+template <int N>
+struct Terms<float, N> {
+  float high[N], low[N];
+  __device__ __forceinline__ void set(int i, float x) {
+    high[i] = to_tf32(x);
+    low[i] = to_tf32(x - high[i]);
+  }
+};
+
+template <int N>
+struct Terms<double, N> {
+  double value[N];
+  __device__ __forceinline__ void set(int i, double x) { value[i] = x; }
+};
+
+__device__ __forceinline__ void multiply_add(float (&d)[4], const Terms<float, 4>& a, const Terms<float, 2>& b) {
+  mma_16x8x8(d, a.low, b.high);
+  mma_16x8x8(d, a.high, b.low);
+  mma_16x8x8(d, a.high, b.high);
+}
+
+__device__ __forceinline__ void multiply_add(double (&d)[4], const Terms<double, 4>& a, const Terms<double, 2>& b) {
+  mma_16x8x8(d, a.value, b.value);
+}
+
+}  // namespace xmodal::cuda::detail

@@ -1,0 +1,54 @@
+// One kernel source, two compilers: nvcc for the device, g++ for the emulation in tests/host.
+// Launchers call launch(kernel, grid, threads, shared bytes, stream, arguments…) in place of <<<…>>>.
+#pragma once
+
+#ifdef XMODAL_HOST_EMULATION
+#include "host_cuda.h"
+#else
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+// Dynamic shared memory seen as an array of `type`; 16-byte aligned.
+#define XMODAL_DYNAMIC_SHARED(type, name)                                \
+  extern __shared__ __align__(16) unsigned char xmodal_dynamic_shared[]; \
+  type* const name = reinterpret_cast<type*>(xmodal_dynamic_shared)
+#endif
+
+namespace xmodal::cuda::detail {
+
+template <typename T, typename U>
+__host__ __device__ constexpr T ceil_div(T a, U b) {
+  return (a + static_cast<T>(b) - 1) / static_cast<T>(b);
+}
+
+#ifdef XMODAL_HOST_EMULATION
+template <typename... P, typename... A>
+int launch(void (*kernel)(P...), dim3 grid, dim3 threads, std::size_t shared, cudaStream_t, A... arguments) {
+  host_cuda::launch(kernel, grid, threads, shared, arguments...);
+  return 0;
+}
+#else
+// Returns the launch's cudaError_t; above 48 KiB of shared memory the kernel's limit is raised first.
+template <typename... P, typename... A>
+int launch(void (*kernel)(P...), dim3 grid, dim3 threads, std::size_t shared, cudaStream_t stream, A... arguments) {
+  if (shared > (48u << 10)) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    if (error != cudaSuccess) {
+      cudaGetLastError();  // not sticky: leave no trace for the next caller
+      return error;
+    }
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...);
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
+}
+#endif
+
+}  // namespace xmodal::cuda::detail

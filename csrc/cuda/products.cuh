@@ -1,0 +1,238 @@
+// Sums of matrix products in fp32 or fp64 accuracy on tensor cores, centring folded into the loads:
+//
+//   C = alpha · (A₀ B₀ + A₁ B₁) + beta · D + gamma · I,    A, B read as (x − mean).
+//
+// A block makes a TILE×TILE tile of C from slices 16 deep, the next slice on its way while one is multiplied.
+#pragma once
+
+#include "detail/mma.cuh"
+#include "detail/portable.cuh"
+#include "detail/reduce.cuh"
+#include "detail/tile.cuh"
+
+namespace xmodal::cuda {
+
+constexpr int max_products = 3;
+
+// What the kernel sees; tiles are counted through the products one after the other.
+struct ProductGroup {
+  Product product[max_products];
+  bool a_vectors[max_products][2], b_vectors[max_products][2];
+  int count;
+  int tiles;
+  Plan plan;
+};
+
+namespace detail {
+
+constexpr int slice = 16;  // depth that is in shared memory at once
+
+__host__ __device__ inline int tiles_of(const Product& p, int tile) {
+  const int down = ceil_div(p.rows, tile), across = ceil_div(p.columns, tile);
+  return p.symmetric ? down * (down + 1) / 2 : down * across;
+}
+
+// The product that a tile belongs to, and the tile's first row and column.
+struct Place {
+  int product, row0, column0;
+};
+
+__device__ inline Place place(const ProductGroup& group, int tile, int edge) {
+  int p = 0;
+  while (p + 1 < group.count && tile >= tiles_of(group.product[p], edge)) tile -= tiles_of(group.product[p++], edge);
+  int down, across;
+  if (group.product[p].symmetric) {
+    down = static_cast<int>((sqrtf(8.0f * static_cast<float>(tile) + 1.0f) - 1.0f) * 0.5f);
+    while (down * (down + 1) / 2 > tile) --down;  // the root is rounded
+    while ((down + 1) * (down + 2) / 2 <= tile) ++down;
+    across = tile - down * (down + 1) / 2;
+  } else {
+    const int columns = ceil_div(group.product[p].columns, edge);
+    down = tile / columns, across = tile % columns;
+  }
+  return {p, down * edge, across * edge};
+}
+
+// Writes one element, and its mirror image; returns what was written.
+template <typename T>
+__device__ __forceinline__ T finish(const Product& p, int row, int column, T sum) {
+  T value = static_cast<T>(p.alpha) * sum;
+  if (p.beta != 0) value += static_cast<T>(p.beta) * static_cast<const T*>(p.add)[row * p.add_stride + column];
+  if (row == column) value += static_cast<T>(p.gamma);
+  write<T>(p.out, row * p.out_stride + column, p.out_kind, value);
+  if (p.symmetric && row != column) write<T>(p.out, column * p.out_stride + row, p.out_kind, value);
+  return value;
+}
+
+__device__ __forceinline__ bool wanted(const Product& p, int row, int column) {
+  return row < p.rows && column < p.columns && !(p.symmetric && column > row);
+}
+
+}  // namespace detail
+
+template <typename T, int TILE>
+struct TileShape {
+  static constexpr int warps_down = 2, warps_across = TILE / 32, threads = 32 * warps_down * warps_across;
+  static constexpr int down = TILE / warps_down / 16, across = 4;  // 16×8 fragments of a warp
+  // Rows of a slice stored k by k, and of one stored row by row, lie so that fragments meet no bank conflict.
+  static constexpr int by_depth = TILE + (sizeof(T) == 4 ? 8 : 4), by_row = detail::slice + 4;
+};
+
+template <typename T, int TILE, Layout LAYOUT>
+__global__ void __launch_bounds__(TileShape<T, TILE>::threads) multiply(const __grid_constant__ ProductGroup group) {
+  using namespace detail;
+  using Shape = TileShape<T, TILE>;
+  constexpr bool a_by_depth = LAYOUT == Layout::tn, b_by_depth = LAYOUT != Layout::nt;
+  constexpr int a_rows = a_by_depth ? slice : TILE, b_rows = b_by_depth ? slice : TILE;
+  constexpr int a_columns = a_by_depth ? TILE : slice, b_columns = b_by_depth ? TILE : slice;
+  constexpr int a_ld = a_by_depth ? Shape::by_depth : Shape::by_row,
+                b_ld = b_by_depth ? Shape::by_depth : Shape::by_row;
+  alignas(16) __shared__ T a_shared[2][a_rows * a_ld];
+  alignas(16) __shared__ T b_shared[2][b_rows * b_ld];
+
+  const int tile = blockIdx.x;
+  const Place where = place(group, tile, TILE);
+  const Product& p = group.product[where.product];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+  const int warp_row = warp / Shape::warps_across * (TILE / Shape::warps_down);
+  const int warp_column = warp % Shape::warps_across * 32;
+
+  if (group.plan.active && *group.plan.active == 0) {  // the iteration has ended: hand its result on
+    if (!group.plan.previous) return;
+    for (int i = threadIdx.x; i < TILE * TILE; i += Shape::threads) {
+      const int row = where.row0 + i / TILE, column = where.column0 + i % TILE;
+      if (row < p.rows && column < p.columns)
+        static_cast<T*>(p.out)[row * p.out_stride + column] =
+            static_cast<const T*>(group.plan.previous)[row * p.out_stride + column];
+    }
+    return;
+  }
+
+  const auto depth = [&](int term) { return a_by_depth ? p.a[term].rows : p.a[term].columns; };
+  const int slices0 = ceil_div(depth(0), slice);
+  const int slices = slices0 + (p.terms > 1 ? ceil_div(depth(1), slice) : 0);
+  const int share = ceil_div(slices, group.plan.splits);
+  const int begin = min(static_cast<int>(blockIdx.y) * share, slices), end = min(begin + share, slices);
+
+  Rectangle<T, a_rows, a_columns, a_ld, Shape::threads> a_next;
+  Rectangle<T, b_rows, b_columns, b_ld, Shape::threads> b_next;
+  const auto fetch = [&](int s) {
+    const int term = s >= slices0, k = (s - (term ? slices0 : 0)) * slice;
+    a_next.fetch(p.a[term], group.a_vectors[where.product][term], a_by_depth ? k : where.row0,
+                 a_by_depth ? where.row0 : k);
+    b_next.fetch(p.b[term], group.b_vectors[where.product][term], b_by_depth ? k : where.column0,
+                 b_by_depth ? where.column0 : k);
+  };
+  const auto put = [&](int s) {
+    const int term = s >= slices0, k = (s - (term ? slices0 : 0)) * slice, stage = (s - begin) % 2;
+    a_next.put(a_shared[stage], p.a[term], a_by_depth ? k : where.row0, a_by_depth ? where.row0 : k);
+    b_next.put(b_shared[stage], p.b[term], b_by_depth ? k : where.column0, b_by_depth ? where.column0 : k);
+  };
+
+  T sum[Shape::down][Shape::across][4] = {};
+  if (begin < end) {
+    fetch(begin);
+    put(begin);
+  }
+  __syncthreads();
+  for (int s = begin; s < end; ++s) {
+    if (s + 1 < end) fetch(s + 1);
+    const T* a = a_shared[(s - begin) % 2];
+    const T* b = b_shared[(s - begin) % 2];
+    // Tensor cores truncate fp32 sums: theirs are kept short, and added up rounded.
+    T part[Shape::down][Shape::across][4] = {};
+    auto& into = sizeof(T) == 4 ? part : sum;
+#pragma unroll
+    for (int k = 0; k < slice; k += 8) {
+      Terms<T, 2> right[Shape::across];
+#pragma unroll
+      for (int j = 0; j < Shape::across; ++j)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int column = warp_column + 8 * j + g, at = k + t + 4 * i;
+          right[j].set(i, b_by_depth ? b[at * b_ld + column] : b[column * b_ld + at]);
+        }
+#pragma unroll
+      for (int d = 0; d < Shape::down; ++d) {
+        Terms<T, 4> left;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int row = warp_row + 16 * d + g + 8 * (i % 2), at = k + t + 4 * (i / 2);
+          left.set(i, a_by_depth ? a[at * a_ld + row] : a[row * a_ld + at]);
+        }
+#pragma unroll
+        for (int j = 0; j < Shape::across; ++j) multiply_add(into[d][j], left, right[j]);
+      }
+    }
+    if constexpr (sizeof(T) == 4) {
+#pragma unroll
+      for (int d = 0; d < Shape::down; ++d)
+#pragma unroll
+        for (int j = 0; j < Shape::across; ++j)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) sum[d][j][i] += part[d][j][i];
+    }
+    if (s + 1 < end) put(s + 1);
+    __syncthreads();
+  }
+
+  double moved = 0, size = 0;
+  T* partial =
+      static_cast<T*>(group.plan.partials) + (static_cast<long long>(blockIdx.y) * group.tiles + tile) * (TILE * TILE);
+#pragma unroll
+  for (int d = 0; d < Shape::down; ++d)
+#pragma unroll
+    for (int j = 0; j < Shape::across; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int in_row = warp_row + 16 * d + g + 8 * (i / 2), in_column = warp_column + 8 * j + 2 * t + i % 2;
+        const int row = where.row0 + in_row, column = where.column0 + in_column;
+        if (group.plan.splits > 1) {
+          partial[in_row * TILE + in_column] = sum[d][j][i];
+        } else if (wanted(p, row, column)) {
+          const T value = finish<T>(p, row, column, sum[d][j][i]);
+          if (group.plan.change) {
+            const double old = static_cast<const T*>(group.plan.previous)[row * p.out_stride + column];
+            moved += (value - old) * (value - old);
+            size += static_cast<double>(value) * value;
+          }
+        }
+      }
+  if (group.plan.change) {
+    moved = block_sum(moved);
+    size = block_sum(size);
+    if (threadIdx.x == 0) group.plan.change[2 * tile] = moved, group.plan.change[2 * tile + 1] = size;
+  }
+}
+
+// Adds up the shares of the inner dimension, in fp64 and in order, a block for each 16 rows of a tile.
+template <typename T>
+__global__ void add_shares(const __grid_constant__ ProductGroup group) {
+  using namespace detail;
+  const int edge = group.plan.tile;
+  const Place where = place(group, blockIdx.x, edge);
+  const Product& p = group.product[where.product];
+  for (int i = threadIdx.x; i < 16 * edge; i += blockDim.x) {
+    const int at = 16 * edge * blockIdx.y + i;
+    const int row = where.row0 + at / edge, column = where.column0 + at % edge;
+    if (!wanted(p, row, column)) continue;
+    double sum = 0;
+    for (int split = 0; split < group.plan.splits; ++split)
+      sum += static_cast<const T*>(
+          group.plan.partials)[(static_cast<long long>(split) * group.tiles + blockIdx.x) * (edge * edge) + at];
+    finish<T>(p, row, column, static_cast<T>(sum));
+  }
+}
+
+// One block: has the iteration come to rest?
+__global__ void settle_kernel(const double* change, int tiles, double tolerance, int* active) {
+  if (*active == 0) return;
+  double moved = 0, size = 0;
+  for (int tile = threadIdx.x; tile < tiles; tile += blockDim.x)
+    moved += change[2 * tile], size += change[2 * tile + 1];
+  moved = detail::block_sum(moved);
+  size = detail::block_sum(size);
+  if (threadIdx.x == 0 && moved <= tolerance * tolerance * size) *active = 0;
+}
+
+}  // namespace xmodal::cuda

@@ -1,0 +1,327 @@
+// ‖T‖_* and its adjoints for small views, T = Lx⁻¹ Sxy Ly⁻ᵀ with Sxx = Lx Lxᵀ, Syy = Ly Lyᵀ; P = polar(T):
+//
+//   value = ⟨P, T⟩    Gxy = Lx⁻ᵀ P Ly⁻¹    Gxx = −½ Lx⁻ᵀ sym(P Tᵀ) Lx⁻¹    Gyy = −½ Ly⁻ᵀ sym(Pᵀ T) Ly⁻¹
+//
+// One block does it all, in six square matrices of which as many as fit lie in shared memory. They are padded
+// with zeros to multiples of 16, the covariances with ones on the diagonal, so that no product has edges.
+#pragma once
+
+#include "detail/mma.cuh"
+#include "detail/portable.cuh"
+#include "detail/reduce.cuh"
+#include "detail/tile.cuh"
+
+namespace xmodal::cuda {
+
+struct SmallTask {
+  SmallTraceNorm call;
+  bool x_vectors, y_vectors;
+  int edge, shared_squares;
+  double scale;      // 1/(m − 1)
+  double tolerance;  // of the polar iteration: relative change in the Frobenius norm
+  Quintic steps[polar_steps];
+};
+
+namespace detail {
+
+constexpr int small_threads = 512, small_warps = small_threads / 32, small_squares = 6;
+
+template <typename T>
+__host__ __device__ constexpr int small_stride(int edge) {
+  return edge + (sizeof(T) == 4 ? 8 : 4);  // no bank conflict between the rows that a fragment touches
+}
+
+// A matrix as a product reads it: element (i, j) at data[i * row + j * column].
+template <typename T>
+struct Factor {
+  const T* data;
+  int row, column;
+};
+
+// sum += a·b for the 16×16 tile at (row0, column0), by one warp.
+template <typename T>
+__device__ __forceinline__ void warp_product(T (&sum)[2][4], Factor<T> a, Factor<T> b, int row0, int column0,
+                                             int depth) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  for (int k0 = 0; k0 < depth; k0 += 16) {
+    T part[2][4] = {};  // short sums: tensor cores truncate theirs, these are rounded
+#pragma unroll
+    for (int k = k0; k < k0 + 16; k += 8) {
+      Terms<T, 4> left;
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        left.set(i, a.data[(row0 + g + 8 * (i % 2)) * a.row + (k + t + 4 * (i / 2)) * a.column]);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        Terms<T, 2> right;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) right.set(i, b.data[(k + t + 4 * i) * b.row + (column0 + 8 * j + g) * b.column]);
+        multiply_add(part[j], left, right);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[j][i] += part[j][i];
+  }
+}
+
+// Calls use(row, column, value) for what this lane holds of a warp's tile.
+template <typename T, typename Use>
+__device__ __forceinline__ void each_element(const T (&sum)[2][4], int row0, int column0, Use use) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int j = 0; j < 2; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) use(row0 + g + 8 * (i / 2), column0 + 8 * j + 2 * t + i % 2, sum[j][i]);
+}
+
+// out = alpha·a·b + beta·add + gamma·I by the whole block; out and add have rows `stride` apart. Barrier at the end.
+template <typename T>
+__device__ __noinline__ void block_product(T* out, Factor<T> a, Factor<T> b, int rows, int columns, int depth,
+                                           int stride, T alpha = 1, T beta = 0, const T* add = nullptr, T gamma = 0) {
+  const int across = columns / 16, tiles = rows / 16 * across;
+  for (int tile = threadIdx.x / 32; tile < tiles; tile += small_warps) {
+    T sum[2][4] = {};
+    const int row0 = tile / across * 16, column0 = tile % across * 16;
+    warp_product(sum, a, b, row0, column0, depth);
+    each_element(sum, row0, column0, [&](int row, int column, T value) {
+      value *= alpha;
+      if (add) value += beta * add[row * stride + column];
+      if (row == column) value += gamma;
+      out[row * stride + column] = value;
+    });
+  }
+  __syncthreads();
+}
+
+// shift = column means of x and y, a thread for each column and a share of the rows.
+template <typename T>
+__device__ __noinline__ void block_means(const Matrix& x, const Matrix& y) {
+  __shared__ double sums[small_threads];
+  const int columns = x.columns + y.columns, width = ceil_div(columns, 32) * 32, lanes = small_threads / width;
+  const int column = threadIdx.x % width, lane = threadIdx.x / width;
+  const bool second = column >= x.columns;
+  const Matrix& m = second ? y : x;
+  const int own = second ? column - x.columns : column;
+  double sum = 0;
+  if (column < columns && lane < lanes)
+#pragma unroll 8
+    for (int row = lane; row < m.rows; row += lanes) sum += read<T>(m.data, row * m.stride + own, m.kind);
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  if (column < columns && lane == 0) {
+    for (int l = 1; l < lanes; ++l) sum += sums[l * width + column];
+    const double mean = sum / m.rows;
+    T* shift = static_cast<T*>(const_cast<void*>(m.shift));
+    const T high = static_cast<T>(mean);
+    shift[own] = high;
+    shift[m.columns + own] = static_cast<T>(mean - high);
+  }
+  __syncthreads();
+}
+
+// Rows row0 … row0 + edge − 1 of a view, centred and padded with zeros, k by k.
+template <typename T>
+__device__ __forceinline__ void stage_rows(T* out, const Matrix& m, bool vectors, int row0, int edge, int stride) {
+  const T* shift = static_cast<const T*>(m.shift);
+#pragma unroll 2
+  for (int q = threadIdx.x; q < edge * edge / 4; q += small_threads) {
+    const int in_chunk = q / (edge / 4), column = q % (edge / 4) * 4, row = row0 + in_chunk;
+    const long long index = row * m.stride + column;
+    Quad<T> quad;
+    quad.clear();
+    if (row < m.rows) {
+      if (vectors && column + 4 <= m.columns) {
+        quad.load(m.data, index, m.kind);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if (column + i < m.columns) quad.load_one(i, m.data, index + i, m.kind);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int c = column + i;
+      out[in_chunk * stride + c] =
+          row < m.rows && c < m.columns ? (quad.get(i, m.kind) - shift[c]) - shift[m.columns + c] : T(0);
+    }
+  }
+}
+
+// xx, yy (lower triangles of 16×16 tiles) and xy += scale · the moments of `edge` staged rows.
+template <typename T>
+__device__ __noinline__ void add_moments(const T* xs, const T* ys, T* xx, T* xy, T* yy, int px, int py, int edge,
+                                         int stride, T scale) {
+  const int nx = px / 16, ny = py / 16, in_xx = nx * (nx + 1) / 2, in_xy = nx * ny, in_yy = ny * (ny + 1) / 2;
+  for (int tile = threadIdx.x / 32; tile < in_xx + in_xy + in_yy; tile += small_warps) {
+    const bool cross = tile >= in_xx && tile < in_xx + in_xy, second = tile >= in_xx + in_xy;
+    int down = 0, across = tile - (second ? in_xx + in_xy : cross ? in_xx : 0);
+    if (cross) {
+      down = across / ny, across %= ny;
+    } else {
+      while (across > down) across -= ++down;
+    }
+    T* out = second ? yy : cross ? xy : xx;
+    const T *left = second ? ys : xs, *right = second || cross ? ys : xs;
+    T sum[2][4] = {};
+    warp_product(sum, Factor<T>{left, 1, stride}, Factor<T>{right, stride, 1}, 16 * down, 16 * across, edge);
+    each_element(sum, 16 * down, 16 * across,
+                 [&](int row, int column, T value) { out[row * stride + column] += scale * value; });
+  }
+  __syncthreads();
+}
+
+// The lower triangles of a (na×na) and b (nb×nb), symmetric and positive, become the inverses of their Cholesky
+// factors, zeros above. Elimination by columns; the unit inverse grows where the eliminated column stood.
+// A pivot below rounding, n·ε times the diagonal that it came from, is raised to that: a ridge where it is needed.
+template <typename T>
+__device__ __noinline__ void invert_factors(T* a, int na, T* b, int nb, int stride) {
+  __shared__ T columns[2][2][small_columns], diagonals[2][small_columns], pivots[2][small_columns];
+  constexpr int half = small_threads / 2, warps = half / 32;
+  constexpr T epsilon = sizeof(T) == 4 ? T(1.1920929e-7) : T(2.220446049250313e-16);
+  const int view = threadIdx.x / half, own = threadIdx.x % half, warp = own / 32, lane = own % 32;
+  T* m = view ? b : a;
+  const int n = view ? nb : na;
+  if (own < n) columns[0][view][own] = m[own * stride], diagonals[view][own] = m[own * stride + own];
+  __syncthreads();
+  for (int j = 0; j < max(na, nb); ++j) {
+    if (j < n) {
+      const T* column = columns[j % 2][view];
+      T* next = columns[(j + 1) % 2][view];
+      const T least = n * epsilon * diagonals[view][j];
+      const T pivot = column[j] <= least ? least : column[j];  // NaN stays NaN
+      const T inverse = 1 / pivot;
+      if (own == 0) pivots[view][j] = pivot;
+      for (int row = j + 1 + warp; row < n; row += warps) {
+        const T factor = column[row] * inverse;
+        for (int c = lane; c <= row; c += 32) {
+          T* element = m + row * stride + c;
+          const T value = c < j    ? *element - factor * m[j * stride + c]
+                          : c == j ? -factor
+                                   : *element - factor * column[c];
+          *element = value;
+          if (c == j + 1) next[row] = value;
+        }
+      }
+    }
+    __syncthreads();
+  }
+  for (int i = own; i < n * n; i += half) {
+    const int row = i / n, column = i % n;
+    const T scale = 1 / sqrt(pivots[view][row]);
+    T* element = m + row * stride + column;
+    *element = column < row ? *element * scale : column == row ? scale : T(0);
+  }
+  __syncthreads();
+}
+
+}  // namespace detail
+
+template <typename T>
+__global__ void __launch_bounds__(detail::small_threads)
+    small_trace_norm_kernel(const __grid_constant__ SmallTask task) {
+  using namespace detail;
+  XMODAL_DYNAMIC_SHARED(T, shared);
+  const SmallTraceNorm& call = task.call;
+  const int dx = call.x.columns, dy = call.y.columns, edge = task.edge, stride = small_stride<T>(edge);
+  const int px = ceil_div(dx, 16) * 16, py = ceil_div(dy, 16) * 16, area = edge * stride;
+  const int thread = threadIdx.x;
+  const auto square = [&](int i) {
+    return i < task.shared_squares ? shared + i * area
+                                   : static_cast<T*>(call.workspace) + (i - task.shared_squares) * area;
+  };
+  // In the order of how much they are used.
+  T *p = square(0), *u = square(1), *v = square(2), *t = square(3), *a = square(4), *b = square(5);
+
+  for (int i = thread; i < area; i += small_threads) p[i] = u[i] = v[i] = t[i] = a[i] = b[i] = 0;
+  __syncthreads();
+  if (call.xx) {
+    for (int i = thread; i < dx * dx; i += small_threads)
+      a[i / dx * stride + i % dx] = static_cast<const T*>(call.xx)[i];
+    for (int i = thread; i < dy * dy; i += small_threads)
+      b[i / dy * stride + i % dy] = static_cast<const T*>(call.yy)[i];
+    for (int i = thread; i < dx * dy; i += small_threads)
+      t[i / dy * stride + i % dy] = static_cast<const T*>(call.xy)[i];
+  } else {
+    block_means<T>(call.x, call.y);
+    for (int row0 = 0; row0 < call.x.rows; row0 += edge) {
+      stage_rows(u, call.x, task.x_vectors, row0, edge, stride);
+      stage_rows(v, call.y, task.y_vectors, row0, edge, stride);
+      __syncthreads();
+      add_moments(u, v, a, t, b, px, py, edge, stride, static_cast<T>(task.scale));
+    }
+    for (int i = thread; i < dx; i += small_threads) a[i * stride + i] += static_cast<T>(call.rx);
+    for (int i = thread; i < dy; i += small_threads) b[i * stride + i] += static_cast<T>(call.ry);
+  }
+  for (int i = dx + thread; i < px; i += small_threads) a[i * stride + i] = 1;
+  for (int i = dy + thread; i < py; i += small_threads) b[i * stride + i] = 1;
+  __syncthreads();
+
+  invert_factors(a, px, b, py, stride);
+  const auto plain = [&](const T* m) { return Factor<T>{m, stride, 1}; };
+  const auto transposed = [&](const T* m) { return Factor<T>{m, 1, stride}; };
+  block_product(u, plain(a), plain(t), px, py, px, stride);
+  block_product(t, plain(u), transposed(b), px, py, py, stride);
+
+  // ‖T‖ ≤ min(1, ‖T‖_F): where T is small all over, the iteration starts from T/‖T‖_F.
+  double norm = 0;
+  for (int i = thread; i < px * py; i += small_threads) {
+    const double value = t[i / py * stride + i % py];
+    norm += value * value;
+  }
+  norm = sqrt(block_sum(norm));
+  const T up = norm > 0 && norm < 1 ? static_cast<T>(1 / norm) : T(1);
+  for (int i = thread; i < px * py; i += small_threads) p[i / py * stride + i % py] = up * t[i / py * stride + i % py];
+  __syncthreads();
+  const bool tall = px >= py;  // PᵀP or PPᵀ, whichever is smaller
+  for (int step = 0; step < polar_steps + polar_last_steps(sizeof(T) == 8); ++step) {
+    const Quintic q = step < polar_steps ? task.steps[step] : polar_last;
+    const int side = tall ? py : px;
+    block_product(u, tall ? transposed(p) : plain(p), tall ? plain(p) : transposed(p), side, side, tall ? px : py,
+                  stride);
+    block_product(v, plain(u), plain(u), side, side, side, stride, T(q.c), T(q.b), u, T(q.a));
+    block_product(u, tall ? plain(p) : plain(v), tall ? plain(v) : plain(p), px, py, side, stride);
+    T* const previous = p;
+    p = u, u = previous;
+    if (step < polar_steps) continue;
+    double moved = 0, size = 0;
+    for (int i = thread; i < px * py; i += small_threads) {
+      const double now = p[i / py * stride + i % py], change = now - u[i / py * stride + i % py];
+      moved += change * change, size += now * now;
+    }
+    moved = block_sum(moved), size = block_sum(size);
+    if (moved <= task.tolerance * task.tolerance * size) break;
+  }
+
+  double value = 0;
+  for (int i = thread; i < px * py; i += small_threads)
+    value += static_cast<double>(p[i / py * stride + i % py]) * t[i / py * stride + i % py];
+  value = block_sum(value);
+  if (thread == 0) *static_cast<T*>(call.value) = static_cast<T>(value);
+
+  const T scale = static_cast<T>(task.scale);
+  block_product(u, plain(p), plain(b), px, py, py, stride);
+  block_product(v, transposed(a), plain(u), px, py, px, stride, scale);
+  for (int i = thread; i < dx * dy; i += small_threads) {
+    const T g = v[i / dy * stride + i % dy];
+    static_cast<T*>(call.gxy)[i] = g;
+    static_cast<T*>(call.gyx)[i % dy * dx + i / dy] = g;
+  }
+  __syncthreads();
+  // −2 G = L⁻ᵀ sym(M) L⁻¹ with M = P Tᵀ for x, Pᵀ T for y
+  const auto own_adjoint = [&](Factor<T> left, Factor<T> right, int depth, const T* inverse, int n, int d, void* out) {
+    block_product(u, left, right, n, n, depth, stride);
+    block_product(v, plain(u), plain(inverse), n, n, n, stride);
+    block_product(u, transposed(inverse), plain(v), n, n, n, stride, scale);
+    for (int i = thread; i < d * d; i += small_threads) {
+      const int row = i / d, column = i % d;
+      static_cast<T*>(out)[i] = T(-0.5) * (u[row * stride + column] + u[column * stride + row]);
+    }
+    __syncthreads();
+  };
+  own_adjoint(plain(p), transposed(t), py, a, px, dx, call.gxx);
+  own_adjoint(transposed(p), plain(t), px, b, py, dy, call.gyy);
+}
+
+}  // namespace xmodal::cuda

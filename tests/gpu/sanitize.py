@@ -1,0 +1,30 @@
+"""Every CUDA kernel of the moments and the trace norm once, at small sizes, for compute-sanitizer:
+
+compute-sanitizer --tool memcheck|racecheck|initcheck|synccheck --error-exitcode 1 python tests/gpu/sanitize.py
+"""
+
+from __future__ import annotations
+
+import torch
+
+from xmodal_ops import covariance, trace_norm_loss, whiten
+from xmodal_ops.ops import _cuda_trace_norm
+
+
+def main() -> None:
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        # One launch, covariances apart, matrices outside shared memory, device memory, dual, mixed.
+        for m, dx, dy in ((70, 33, 17), (600, 17, 20), (150, 100, 90), (200, 140, 30), (30, 40, 50), (30, 40, 7)):
+            x, y = (torch.randn(m, d, device="cuda").to(dtype).requires_grad_() for d in (dx, dy))
+            trace_norm_loss(x, y).backward()
+            sum(part.sum() for part in covariance(x, y)).backward()
+            whiten(x, ridge=0.1).sum().backward()
+    t = 0.1 * torch.randn(300, 1500, device="cuda")  # tiles of 128 on the largest chips
+    _cuda_trace_norm._cuda.products("tn", _cuda_trace_norm.Product(
+        (_cuda_trace_norm.Term(t, t),), torch.empty(1500, 1500, device="cuda"), True), tile=128)  # fmt: skip
+    torch.cuda.synchronize()
+    print("done")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The emulated native module, and a schedule for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from xmodal_ops.ops import _cuda
+
+from . import emulation
+
+
+@pytest.fixture(scope="session")
+def host() -> ModuleType:
+    return emulation.module()
+
+
+@pytest.fixture(params=[0, 1, 2], ids=["in order", "random 1", "random 2"])
+def schedule(host: ModuleType, request: pytest.FixtureRequest) -> Iterator[int]:
+    host.seed(request.param)
+    yield request.param
+    host.seed(0)
+
+
+@pytest.fixture
+def emulated(host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The drivers in xmodal_ops.ops call the emulated kernels, with CPU tensors."""
+    monkeypatch.setattr(_cuda, "native", host)
+    return host
+
+
+@pytest.fixture(scope="session")
+def fenced(host: ModuleType) -> Callable[[Tensor], Tensor]:
+    """A copy of a tensor whose last element is the last of its page: reading or writing past it ends the process."""
+
+    def copy(x: Tensor) -> Tensor:
+        memory = host.fenced(x.numel() * x.element_size())
+        return torch.frombuffer(memory, dtype=x.dtype).view(x.shape).copy_(x)
+
+    return copy

@@ -1,0 +1,109 @@
+"""Compiles the CUDA sources with g++ for the emulation in host_cuda.h, once per change, into build/host."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import pybind11
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+BUILD = ROOT / "build" / "host"
+FLAGS = [
+    "-std=c++17",
+    "-O1",
+    "-g1",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+    # gcc 12 takes an array that a fibre fills for uninitialised, and captures for clobbered by setjmp.
+    "-Wno-maybe-uninitialized",
+    "-Wno-clobbered",
+    "-fsanitize=undefined",
+    "-fno-sanitize=vptr",
+    "-fno-sanitize-recover=all",
+    "-DXMODAL_HOST_EMULATION",
+    '-DXMODAL_CUDA_ARCHS="host"',
+    "-DXMODAL_WITH_CUDA",
+    '-DPYBIND11_COMPILER_TYPE="host"',  # its classes are none of the real module's
+    f"-I{HERE}",
+    f"-I{ROOT / 'csrc' / 'include'}",
+    f"-I{ROOT / 'csrc' / 'cuda'}",
+    f"-isystem{pybind11.get_include()}",
+    f"-isystem{sysconfig.get_paths()['include']}",
+]
+
+
+def compiled(source: Path, *defines: str) -> Path:
+    """The object file of a source, compiled again when it, a header or the flags have changed."""
+    headers = [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cuh"), *HERE.glob("*.h")]
+    headers += source.parent.glob("*.cuh")
+    text = b"".join(path.read_bytes() for path in sorted([source, *headers]))
+    key = hashlib.sha256(text + " ".join([str(source), *FLAGS, *defines]).encode()).hexdigest()[:16]
+    target = BUILD / f"{source.stem}-{key}.o"
+    if not target.exists():
+        BUILD.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(f".{id(target)}.partial")
+        run("g++", *FLAGS, *defines, "-x", "c++", "-c", str(source), "-o", str(partial))
+        partial.replace(target)
+    return target
+
+
+def linked(objects: list[Path], suffix: str, *flags: str) -> Path:
+    """An executable or shared library of objects, named by what is in it."""
+    key = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:16]
+    target = BUILD / f"{key}{suffix}"
+    if not target.exists():
+        partial = target.with_suffix(f".{id(target)}.partial")
+        run("g++", *flags, "-fsanitize=undefined", *map(str, objects), "-lpthread", "-o", str(partial))
+        partial.replace(target)
+    return target
+
+
+def run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+
+
+def module(replaced: dict[str, Path] | None = None) -> ModuleType:
+    """The native module with every kernel of csrc/cuda, emulated; its CPU side is the baseline set.
+
+    `replaced` names sources of csrc/cuda that others stand in for, mistakes made on purpose.
+    """
+    sources = [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp"), HERE / "host.cpp"]
+    sources += [path for path in ROOT.glob("csrc/cuda/*.cu") if path.name != "device.cu"]  # host.cpp stands for it
+    sources = sorted((replaced or {}).get(path.name, path) for path in sources)
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compiled, sources))
+    path = linked(objects, ".so", "-shared")
+    spec = importlib.util.spec_from_file_location("_C", path)
+    assert spec is not None
+    assert spec.loader is not None
+    native = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(native)
+    return native
+
+
+def mutant(name: str, kernel: str, text: str, replacement: str) -> dict[str, Path]:
+    """csrc/cuda/<kernel>.cu over a <kernel>.cuh in which one text is replaced, for `module`."""
+    folder = BUILD / name
+    folder.mkdir(parents=True, exist_ok=True)
+    original = (ROOT / "csrc" / "cuda" / f"{kernel}.cuh").read_text()
+    assert original.count(text) == 1, f"the text to be replaced occurs {original.count(text)} times"
+    (folder / f"{kernel}.cuh").write_text(original.replace(text, replacement))
+    source = folder / f"{kernel}.cu"
+    source.write_text((ROOT / "csrc" / "cuda" / f"{kernel}.cu").read_text() + f"// {name}\n")
+    return {source.name: source}
+
+
+def executable(source: Path, *defines: str) -> Path:
+    return linked([compiled(source, *defines)], "")

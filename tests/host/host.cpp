@@ -1,0 +1,36 @@
+// What the emulated module offers beside the kernels: the scheduler's seed, and memory with a fence behind it.
+#include <pybind11/pybind11.h>
+
+#include "host_cuda.h"
+#include "xmodal/cuda.h"
+
+namespace py = pybind11;
+
+namespace {
+
+constexpr std::size_t page = 4096;
+
+// Bytes whose end touches a page that may not be read or written: one element too far ends the process.
+py::memoryview fenced(std::size_t bytes) {
+  const std::size_t pages = (bytes + page - 1) / page;
+  void* base = mmap(nullptr, (pages + 1) * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (base == MAP_FAILED) throw std::bad_alloc();
+  auto* start = static_cast<unsigned char*>(base);
+  mprotect(start + pages * page, page, PROT_NONE);
+  std::memset(start, 0xff, pages * page);
+  return py::memoryview::from_memory(start + pages * page - bytes, static_cast<py::ssize_t>(bytes));
+}
+
+}  // namespace
+
+// What csrc/cuda/device.cu says of a real device.
+namespace xmodal::cuda {
+std::vector<std::string> architectures() { return {"host emulation"}; }
+std::string unavailable() { return ""; }
+std::string error_string(int error) { return "error " + std::to_string(error); }
+}  // namespace xmodal::cuda
+
+void bind_host(py::module_& module) {
+  module.def("seed", [](unsigned seed) { host_cuda::seed = seed; }, "0: threads take turns in order; else at random.");
+  module.def("fenced", &fenced, "Bytes of 0xff with an inaccessible page right behind them; never freed.");
+}

@@ -1,0 +1,228 @@
+"""The CUDA implementations of the ops, drivers and kernels, on the emulated device against the reference in fp64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import relative, views
+from xmodal_ops.ops import _cuda, _cuda_moments, _cuda_trace_norm
+from xmodal_ops.reference import covariance as covariance_reference
+from xmodal_ops.reference import trace_norm as reference
+from xmodal_ops.reference import whiten as whiten_reference
+
+F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+# Half gradients are rounded to their 8 or 11 bits.
+ACCURACY = {F16: 5e-4, BF16: 4e-3, F32: 5e-6, F64: 1e-11}
+pytestmark = pytest.mark.usefixtures("emulated")
+
+
+def check(x: Tensor, y: Tensor, rx: float = 1e-2, ry: float = 1e-1, accuracy: float = 0.0) -> None:
+    accuracy = accuracy or ACCURACY[x.dtype]
+    k = min(x.shape[1], y.shape[1])
+    expected = reference.trace_norm(x.double(), y.double(), rx, ry, k, True, True)
+    actual = _cuda_trace_norm.trace_norm(x, y, rx, ry, k, True, True)
+    assert actual[0].dtype == (F64 if x.dtype == F64 else F32)
+    assert actual[0].ndim == 0
+    assert actual[1].dtype == x.dtype
+    assert actual[1].shape == x.shape
+    assert relative(actual[0], expected[0]) < min(accuracy, 1e-6)
+    assert relative(actual[1], expected[1]) < accuracy
+    assert relative(actual[2], expected[2]) < accuracy
+
+
+# One launch, covariances apart, padded and square, d = 1, m = 2; the dual and the two mixed sides.
+SHAPES = [(70, 21, 21), (70, 16, 37), (70, 37, 16), (600, 9, 5), (20, 1, 1), (20, 1, 18),
+          (2, 3, 4), (24, 40, 33), (24, 24, 24), (24, 40, 7), (24, 7, 40)]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("fast_double", [True, False])
+def test_trace_norm(shape, dtype, fast_double, monkeypatch):
+    monkeypatch.setattr(_cuda, "fast_double", lambda x: fast_double)
+    # The dual side's smallest eigenvalues are lost digits where K is not in fp64.
+    check(*views(*shape, dtype), accuracy=2e-5 if dtype == F32 and shape[0] <= 24 else 0)
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16])
+@pytest.mark.parametrize("shape", [(70, 21, 12), (24, 40, 33)])
+def test_trace_norm_of_halves(dtype, shape):
+    check(*views(*shape, dtype))
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("shape", [(90, 70, 70), (90, 70, 13), (90, 13, 70)])
+def test_large_trace_norm(shape, dtype, monkeypatch):
+    monkeypatch.setattr(_cuda_trace_norm, "SMALL", 8)
+    check(*views(*shape, dtype))
+
+
+def test_squares_outside_shared_memory(monkeypatch):
+    """Above 64 columns in fp64 some of the block's matrices lie in the workspace."""
+    assert _cuda.native.cuda_small_workspace(64, 64, True) == 0
+    assert _cuda.native.cuda_small_workspace(97, 5, True) > 0
+    check(*views(110, 97, 5, F64))
+
+
+def test_every_schedule_gives_the_same_bits(host):
+    x, y = views(70, 21, 34, F32)
+    results = []
+    for seed in range(4):
+        host.seed(seed)
+        results.append(_cuda_trace_norm.trace_norm(x, y, 1e-3, 1e-3, 21, True, True))
+        results[-1] += _cuda_moments.covariance(x, y, 0.1, 0.2)
+    host.seed(0)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
+
+
+@pytest.mark.parametrize("limit", [8, 128])
+@pytest.mark.parametrize("fast_double", [True, False])
+@pytest.mark.parametrize(
+    "case", ["dead", "constant", "both constant", "identical", "offset", "scales", "all small", "tiny"]
+)
+def test_degenerate_inputs(case, fast_double, limit, monkeypatch):
+    monkeypatch.setattr(_cuda, "fast_double", lambda x: fast_double)
+    monkeypatch.setattr(_cuda_trace_norm, "SMALL", limit)
+    x, y = views(80, 20, 17, F32)
+    ridge, accuracy = 1e-2, 2e-5
+    if case == "dead":
+        x[:, ::4], y[:, 3] = 0, 5
+    elif case == "constant":
+        x.fill_(3)
+    elif case == "both constant":
+        x.fill_(3), y.fill_(0)
+    elif case == "identical":
+        y, accuracy = x.clone(), 1e-4  # the gradient is what large terms leave over
+    elif case == "offset":
+        x, y = x + 1e3, y - 1e4
+        accuracy = 1e-4
+    elif case == "scales":
+        x, y, accuracy = x * 30, y * 1e-2, 1e-4
+    elif case == "all small":
+        ridge = 1e5
+    elif case == "tiny":
+        x, y = x * 1e-3, y * 1e-3
+    if "constant" in case:
+        actual = _cuda_trace_norm.trace_norm(x, y, ridge, ridge, 17, True, True)
+        assert [t.abs().max().item() for t in actual] == [0, 0, 0]
+    else:
+        check(x, y, ridge, ridge, accuracy)
+
+
+@pytest.mark.parametrize("case", ["repeated columns", "low rank"])
+def test_directions_without_correlation_take_the_subgradient_0(case):
+    x, y = views(80, 20, 17, F32)
+    if case == "repeated columns":
+        x[:, 5] = x[:, 6]
+    else:
+        x = x[:, :9] @ torch.randint(-2, 3, (9, 20)).float()
+    check(x, y, 1e-3, 1e-3)
+
+
+@pytest.mark.parametrize("rows", [80, 12])
+@pytest.mark.parametrize("limit", [8, 128])
+def test_what_is_not_finite_gives_nan(rows, limit, monkeypatch):
+    monkeypatch.setattr(_cuda_trace_norm, "SMALL", limit)
+    for bad in (torch.nan, torch.inf):
+        x, y = views(rows, 20, 17, F32)
+        x[3, 4] = bad
+        value, gx, gy = _cuda_trace_norm.trace_norm(x, y, 1e-3, 1e-3, 17, True, True)
+        assert value.isnan()
+        assert gx.isnan().any()
+        assert gy.isnan().any()
+
+
+def test_a_singular_covariance_gets_the_ridge_it_needs():
+    """Ridge 0 and a repeated column: finite, and the value of the view without it."""
+    x, y = views(80, 10, 7, F64)
+    x[:, 3] = x[:, 4]
+    value, gx, gy = _cuda_trace_norm.trace_norm(x, y, 0.0, 0.0, 7, True, True)
+    keep = [i for i in range(10) if i != 3]
+    expected = reference.trace_norm(x[:, keep], y, 0.0, 0.0, 7, False, False)[0]
+    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert gx.isfinite().all()
+    assert gy.isfinite().all()
+
+
+@pytest.mark.parametrize("need", [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("rows", [80, 12])
+def test_gradients_that_nobody_needs_are_empty(need, rows):
+    x, y = views(rows, 20, 17, F64)
+    value, gx, gy = _cuda_trace_norm.trace_norm(x, y, 1e-3, 1e-3, 17, *need)
+    whole = _cuda_trace_norm.trace_norm(x, y, 1e-3, 1e-3, 17, True, True)
+    assert torch.equal(value, whole[0])
+    for needed, one, other in zip(need, (gx, gy), whole[1:]):
+        assert torch.equal(one, other) if needed else one.numel() == 0
+
+
+class Differentiable(torch.autograd.Function):
+    """The kernels' own value and gradients, for gradcheck."""
+
+    @staticmethod
+    def forward(ctx, x, y):
+        value, *ctx.grads = _cuda_trace_norm.trace_norm(x, y, 0.3, 0.2, min(x.shape[1], y.shape[1]), True, True)
+        return value
+
+    @staticmethod
+    def backward(ctx, grad):
+        return tuple(grad * g for g in ctx.grads)
+
+
+@pytest.mark.parametrize("shape", [(7, 3, 2), (7, 2, 3), (4, 5, 6), (4, 5, 2), (4, 2, 5)])
+def test_gradcheck_of_the_kernels(shape):
+    x, y = views(*shape)
+    assert torch.autograd.gradcheck(Differentiable.apply, (x.requires_grad_(), y.requires_grad_()))
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
+@pytest.mark.parametrize("shape", [(2, 1, 1), (37, 19, 8), (300, 66, 5)])
+def test_covariance_and_its_backward(dtype, shape):
+    x, y = views(*shape, dtype)
+    x, y = x + 5, y - 5
+    wide = F64 if dtype == F64 else F32
+    for second in (y, None):
+        expected = covariance_reference.covariance(x.double(), None if second is None else y.double(), 0.1, 0.2)
+        actual = _cuda_moments.covariance(x, second, 0.1, 0.2)
+        for a, e in zip(actual, expected):
+            assert a.dtype == wide
+            assert a.numel() == 0 if e is None else relative(a, e) < (1e-13 if dtype == F64 else 1e-6)
+        grads = [torch.randn(a.shape, dtype=wide) for a in actual]
+        wanted = covariance_reference.Covariance(*(g.double() if g.numel() else None for g in grads))
+        expected = covariance_reference.covariance_backward(x.double(), None if second is None else y.double(), wanted)
+        actual = _cuda_moments.covariance_backward(x, second, *grads)
+        for a, e in zip(actual, expected):
+            assert a.dtype == dtype
+            assert a.numel() == 0 if e is None else relative(a, e) < max(ACCURACY[dtype], 1e-12)
+
+
+def test_columns_of_any_stride():
+    x, y = views(60, 30, 22, F32)
+    strange = x.mT.contiguous().mT, torch.cat([y, y], 1)[:, 11:33]
+    plain = [v.contiguous() for v in strange]
+    for a, b in zip(_cuda_moments.covariance(*strange, 0.1, 0.2), _cuda_moments.covariance(*plain, 0.1, 0.2)):
+        assert relative(a, b) < 1e-7
+    check(*strange)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("shape", [(50, 13), (200, 70)])
+def test_whiten_and_its_backward(dtype, shape):
+    x, _ = views(*shape, 1, dtype)
+    grad = torch.randn_like(x)
+    tolerance = 2e-6 if dtype == F32 else 1e-12
+    expected = whiten_reference.whiten(x.double(), 0.1, False)
+    assert relative(_cuda_moments.whiten(x, 0.1, False), expected) < tolerance
+    expected = whiten_reference.whiten_backward(grad.double(), x.double(), 0.1, False)
+    assert relative(_cuda_moments.whiten_backward(grad, x, 0.1, False), expected) < tolerance
+
+
+def test_polar_factor_of_every_shape():
+    for shape in ((20, 20), (33, 9), (9, 33)):
+        for dtype, tolerance in ((F32, 2e-6), (F64, 1e-12)):
+            t = torch.randn(shape, dtype=F64)
+            t = (0.9 * t / torch.linalg.matrix_norm(t, 2)).to(dtype)
+            u, _, vh = torch.linalg.svd(t.double(), full_matrices=False)
+            assert relative(_cuda_trace_norm.polar(t), u @ vh) < tolerance
+    assert _cuda_trace_norm.polar(torch.zeros(5, 4)).abs().max() == 0

@@ -1,0 +1,107 @@
+"""Covariance and Cholesky whitening by the CUDA kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..reference import whiten as portable
+from ..reference.covariance import accumulation_type
+from ._cuda import Product, Term, column_means, fast_double, products, rows
+
+
+def moments(
+    x: Tensor, y: Tensor | None, rx: float, ry: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None, Tensor | None, list[Tensor]]:
+    """Sxx + rx I, Sxy, Syy + ry I in dtype, and the shifts of the views: three launches, four where depth is split."""
+    scale = 1.0 / (x.shape[0] - 1)
+    views = [x] if y is None else [x, y]
+    shifts = column_means(*views, dtype=dtype)
+    xx = x.new_empty((x.shape[1], x.shape[1]), dtype=dtype)
+    list_ = [Product((Term(x, x, shifts[0], shifts[0]),), xx, True, scale, gamma=rx)]
+    if y is None:
+        products("tn", *list_)
+        return xx, None, None, shifts
+    xy = x.new_empty((x.shape[1], y.shape[1]), dtype=dtype)
+    yy = x.new_empty((y.shape[1], y.shape[1]), dtype=dtype)
+    list_.append(Product((Term(x, y, shifts[0], shifts[1]),), xy, False, scale))
+    list_.append(Product((Term(y, y, shifts[1], shifts[1]),), yy, True, scale, gamma=ry))
+    products("tn", *list_)
+    return xx, xy, yy, shifts
+
+
+def covariance(x: Tensor, y: Tensor | None, rx: float, ry: float) -> tuple[Tensor, ...]:
+    x, y = rows(x), None if y is None else rows(y)
+    xx, xy, yy, shifts = moments(x, y, rx, ry, accumulation_type(x.dtype))
+    means = [shift[0].clone() for shift in shifts]
+    if xy is None or yy is None:
+        return xx, xx.new_empty(0), xx.new_empty(0), means[0], xx.new_empty(0)
+    return xx, xy, yy, means[0], means[1]
+
+
+def covariance_backward(
+    x: Tensor, y: Tensor | None, gxx: Tensor, gxy: Tensor, gyy: Tensor, gmx: Tensor, gmy: Tensor
+) -> tuple[Tensor, Tensor]:
+    m = x.shape[0]
+    scale = 1.0 / (m - 1)
+    x = rows(x)
+    gx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if y is None:
+        (sx,) = column_means(x, dtype=accumulation_type(x.dtype))
+        products("nn", Product((Term(x, gxx + gxx.mT, sx),), gx, alpha=scale, beta=1.0 / m, add=gmx))
+        return gx, x.new_empty(0)
+    y = rows(y)
+    gy = torch.empty(y.shape, dtype=y.dtype, device=y.device)
+    sx, sy = column_means(x, y, dtype=accumulation_type(x.dtype))
+    for_x = Term(x, gxx + gxx.mT, sx), Term(y, gxy.mT.contiguous(), sy)
+    for_y = Term(y, gyy + gyy.mT, sy), Term(x, gxy.contiguous(), sx)
+    products(
+        "nn",
+        Product(for_x, gx, alpha=scale, beta=1.0 / m, add=gmx),
+        Product(for_y, gy, alpha=scale, beta=1.0 / m, add=gmy),
+    )
+    return gx, gy
+
+
+def inverse_factor(s: Tensor) -> Tensor:
+    """L⁻¹ with L Lᵀ = s, in fp64 where the chip has it.
+
+    Where s is not positive definite, s + 2 d ε max(diagonal) I takes its place, chosen on the device; where that is
+    not either (rounding aside, only with non-finite or all-zero s), the result is NaN.
+    """
+    wide = s.double() if fast_double(s) else s
+    lower, failed = torch.linalg.cholesky_ex(wide)
+    ridge = wide.diagonal().amax() * (2 * s.shape[0] * torch.finfo(s.dtype).eps)
+    spare, spare_failed = torch.linalg.cholesky_ex(wide + torch.diag_embed(ridge.expand(s.shape[0])))
+    lower = torch.where(failed == 0, lower, torch.where(spare_failed == 0, spare, torch.nan))
+    eye = torch.eye(s.shape[0], dtype=wide.dtype, device=s.device)
+    return torch.linalg.solve_triangular(lower, eye, upper=False).to(s.dtype).contiguous()
+
+
+def whiten(x: Tensor, ridge: float, zca: bool) -> Tensor:
+    if zca:
+        return portable.whiten(x, ridge, zca)
+    x = rows(x)
+    xx, _, _, (shift,) = moments(x, None, ridge, 0.0, accumulation_type(x.dtype))
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    products("nt", Product((Term(x, inverse_factor(xx), shift),), out))
+    return out
+
+
+def whiten_backward(grad: Tensor, x: Tensor, ridge: float, zca: bool) -> Tensor:
+    """(G − mean G) L⁻¹ + 2 Xc GS/(m − 1), GS = −½ L⁻ᵀ (N + Nᵀ) L⁻¹, N = tril(GᵀW) with half its diagonal."""
+    if zca:
+        return portable.whiten_backward(grad, x, ridge, zca)
+    x, grad = rows(x), rows(grad)
+    scale = 1.0 / (x.shape[0] - 1)
+    xx, _, _, (sx,) = moments(x, None, ridge, 0.0, accumulation_type(x.dtype))
+    (sg,) = column_means(grad, dtype=xx.dtype)
+    inverse = inverse_factor(xx)
+    cross = torch.empty_like(xx)
+    products("tn", Product((Term(grad, x, sg, sx),), cross))
+    n = (cross @ inverse.mT).tril_()
+    n.diagonal().mul_(0.5)
+    own = inverse.mT @ (n + n.mT) @ inverse
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    products("nn", Product((Term(grad, inverse, sg), Term(x, own.mul_(-scale), sx)), out))
+    return out

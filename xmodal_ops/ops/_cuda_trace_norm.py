@@ -1,0 +1,229 @@
+"""The trace norm by the CUDA kernels; see csrc/cuda/trace_norm.cuh and reference/trace_norm.py for the formulas."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..reference import trace_norm as portable
+from ..reference.covariance import accumulation_type
+from . import _cuda
+from ._cuda import Iteration, Product, Term, column_means, count_tiles, matrix, product, products, rows, stream
+from ._cuda_moments import inverse_factor, moments
+
+SMALL = 128  # columns up to which one block does all the algebra
+SMALL_DOUBLE = 64  # and up to which, where fp64 is fast, it does so in fp64: conditioning then costs no digits
+ONE_LAUNCH_ROWS = 512  # rows up to which it does the covariances, too
+POLAR_EXPRESS_STEPS = 8
+ROOT_STEPS = 16  # of the dual side's iteration: correlations down to 1e-6
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # the iteration is cubic: the error is far below the change
+
+Adjoints = tuple[Tensor, Tensor, Tensor, Tensor]  # 2 Gxx/(m − 1), Gxy/(m − 1), its transpose, 2 Gyy/(m − 1)
+
+
+def trace_norm(
+    x: Tensor, y: Tensor, rx: float, ry: float, top_k: int, need_x: bool, need_y: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    (m, dx), dy = x.shape, y.shape[1]
+    if top_k < min(dx, dy):
+        return portable.trace_norm(x, y, rx, ry, top_k, need_x, need_y)
+    x, y = rows(x), rows(y)
+    if m <= min(dx, dy):
+        return dual(x, y, rx, ry, need_x, need_y)
+    if m <= dx:
+        return mixed(x, y, rx, ry, need_x, need_y)
+    if m <= dy:
+        value, gy, gx = mixed(y, x, ry, rx, need_y, need_x)
+        return value, gx, gy
+    if max(dx, dy) <= SMALL:
+        value, adjoints, shifts = small(x, y, rx, ry)
+    else:
+        value, adjoints, shifts = large(x, y, rx, ry)
+    return value, *_apply(x, y, adjoints, shifts, need_x, need_y)
+
+
+def _apply(
+    x: Tensor, y: Tensor, adjoints: Adjoints, shifts: list[Tensor], need_x: bool, need_y: bool
+) -> tuple[Tensor, Tensor]:
+    """∂/∂X = Xc·gxx + Yc·gyx and ∂/∂Y = Yc·gyy + Xc·gxy, in one launch."""
+    gxx, gxy, gyx, gyy = adjoints
+    sx, sy = shifts
+    gx, gy = _results(x, y, need_x, need_y)
+    list_ = []
+    if need_x:
+        list_.append(Product((Term(x, gxx, sx), Term(y, gyx, sy)), gx))
+    if need_y:
+        list_.append(Product((Term(y, gyy, sy), Term(x, gxy, sx)), gy))
+    if list_:
+        products("nn", *list_)
+    return gx, gy
+
+
+def small(x: Tensor, y: Tensor, rx: float, ry: float) -> tuple[Tensor, Adjoints, list[Tensor]]:
+    """Both views at most 128 wide: the algebra in one launch, and for few rows the covariances with it."""
+    (m, dx), dy = x.shape, y.shape[1]
+    wide = x.dtype == torch.float64 or (max(dx, dy) <= SMALL_DOUBLE and _cuda.fast_double(x))
+    dtype = torch.float64 if wide else torch.float32
+    value = x.new_empty((), dtype=dtype)
+    gxx, gxy, gyx, gyy = (x.new_empty(shape, dtype=dtype) for shape in ((dx, dx), (dx, dy), (dy, dx), (dy, dy)))
+    workspace = x.new_empty(_cuda.native.cuda_small_workspace(dx, dy, wide), dtype=dtype)
+    given: list[Tensor | None] = [None, None, None]
+    if m <= ONE_LAUNCH_ROWS:
+        shifts = [v.new_empty((2, v.shape[1]), dtype=dtype) for v in (x, y)]
+    else:
+        *given, shifts = moments(x, y, rx, ry, dtype)
+    _cuda.native.cuda_small_trace_norm(
+        matrix(x, shifts[0]),
+        matrix(y, shifts[1]),
+        *(_cuda.address(s) for s in given),
+        rx,
+        ry,
+        *(t.data_ptr() for t in (value, gxx, gxy, gyx, gyy, workspace)),
+        wide,
+        stream(x),
+    )
+    return value.to(accumulation_type(x.dtype)), (gxx, gxy, gyx, gyy), shifts
+
+
+def polar(t: Tensor) -> Tensor:
+    """The polar factor UVᵀ of t = UΣVᵀ, ‖t‖ < 1, by products alone; singular values that are 0 stay 0.
+
+    Always as many launches: those after the iteration has come to rest find so on the device, and only copy.
+    """
+    p, q = t.shape
+    tall, side = p >= q, min(p, q)
+    norm = torch.linalg.vector_norm(t)  # ‖t‖ ≤ min(1, ‖t‖_F): where t is small all over, start from t/‖t‖_F
+    now = t / torch.where(norm > 0, norm, 1.0).clamp_max(1.0)
+    following = torch.empty_like(t)
+    gram, step = t.new_empty((side, side)), t.new_empty((side, side))
+    tile = _cuda.choose_tile([((p, q), False)], t.dtype == torch.float64, _cuda.processors(t))
+    tiles = count_tiles((p, q), False, tile)
+    active = torch.ones(1, dtype=torch.int32, device=t.device)
+    change = torch.empty(2 * tiles, dtype=torch.float64, device=t.device)
+    for i, (a, b, c) in enumerate(_cuda.native.polar_steps(t.dtype == torch.float64)):
+        settling = i >= POLAR_EXPRESS_STEPS
+        skip = Iteration(active) if settling else None
+        products("tn" if tall else "nt", Product((Term(now, now),), gram, True), may_split=False, iteration=skip)
+        products("nn", Product((Term(gram, gram),), step, True, c, b, a, gram), may_split=False, iteration=skip)
+        term = Term(now, step) if tall else Term(step, now)
+        watch = Iteration(active, now, change) if settling else None
+        products("nn", Product((term,), following), may_split=False, iteration=watch, tile=tile)
+        if settling:
+            _cuda.native.cuda_settle(change.data_ptr(), tiles, TOLERANCE[t.dtype], active.data_ptr(), stream(t))
+        now, following = following, now
+    return now
+
+
+def large(x: Tensor, y: Tensor, rx: float, ry: float) -> tuple[Tensor, Adjoints, list[Tensor]]:
+    """Primal side with matrices in device memory."""
+    scale = 1.0 / (x.shape[0] - 1)
+    sxx, sxy, syy, shifts = moments(x, y, rx, ry, accumulation_type(x.dtype))
+    assert sxy is not None and syy is not None
+    ix, iy = inverse_factor(sxx), inverse_factor(syy)
+    t = product("nt", product("nn", ix, sxy), iy)
+    p = polar(t)
+    value = (p * t).sum(dtype=torch.float64).to(t.dtype)
+    gxy = product("tn", ix, product("nn", p, iy), alpha=scale)
+    gxx = product("tn", ix, product("nn", product("nt", p, t, symmetric=True), ix), symmetric=True, alpha=-scale)
+    gyy = product("tn", iy, product("nn", product("tn", p, t, symmetric=True), iy), symmetric=True, alpha=-scale)
+    return value, (gxx, gxy, gxy.mT.contiguous(), gyy), shifts
+
+
+def dual(x: Tensor, y: Tensor, rx: float, ry: float, need_x: bool, need_y: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """No more rows than columns, in both views. With H = K (K + r I)⁻¹ = K M⁻¹ of either and N = Hx Hy,
+
+        value = tr N^½    ∂f/∂Hx = ½ sym(Hy N^−½)    ∂f/∂Hy = ½ sym(N^−½ Hx)    ∂f/∂X = 2 r/(m − 1) M⁻¹ ∂f/∂Hx M⁻¹ Xc
+
+    N has eigenvalues σ² in [0, 1), so products give its roots; all that is m×m is in fp64.
+    """
+    m = x.shape[0]
+    sx, sy = column_means(x, y, dtype=_kernel_type(x))
+    hx, ix = _hat(_kernel(x, sx), rx)
+    hy, iy = _hat(_kernel(y, sy), ry)
+    # (1, …, 1), which centring makes a null vector of both, gets the eigenvalue 1: nothing there can grow.
+    root, inverse = roots(hx @ hy + 1.0 / m)
+    value = (root.diagonal().sum() - 1.0).to(accumulation_type(x.dtype))
+    gx, gy = _results(x, y, need_x, need_y)
+    list_ = []
+    if need_x:
+        list_.append(_dual_gradient(hy @ inverse, ix, rx, x, sx, gx))
+    if need_y:
+        list_.append(_dual_gradient(inverse @ hx, iy, ry, y, sy, gy))
+    if list_:
+        products("nn", *list_)
+    return value, gx, gy
+
+
+def mixed(x: Tensor, y: Tensor, rx: float, ry: float, need_x: bool, need_y: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """x on its dual, y on its primal side: dy < m <= dx. With B = Ly⁻¹ Ycᵀ/√(m − 1) and A = B Hx Bᵀ = Z⁻²,
+
+        value = tr A^½    ∂f/∂Hx = ½ Bᵀ Z B    ∂f/∂Y = (I − BᵀB) Hx Bᵀ Z Ly⁻¹ / √(m − 1)
+
+    where the factor I − BᵀB cancels most digits: y's side is in fp64 throughout.
+    """
+    scale = (x.shape[0] - 1) ** -0.5
+    (sx,) = column_means(x, dtype=_kernel_type(x))
+    hx, ix = _hat(_kernel(x, sx), rx)
+    yc = y.double() - y.mean(0, dtype=torch.float64)
+    yc = (yc - yc.mean(0)) * scale
+    lower_inverse = inverse_factor(yc.mT @ yc + ry * torch.eye(y.shape[1], dtype=yc.dtype, device=y.device))
+    b = lower_inverse @ yc.mT
+    bh = b @ hx
+    root, inverse = roots(bh @ b.mT)
+    value = root.diagonal().sum().to(accumulation_type(x.dtype))
+    gx, gy = _results(x, y, need_x, False)
+    if need_x:
+        products("nn", _dual_gradient(b.mT @ inverse @ b, ix, rx, x, sx, gx))
+    if need_y:
+        inner = bh.mT @ inverse @ lower_inverse
+        gy = ((inner - b.mT @ (b @ inner)) * scale).to(y.dtype)
+    return value, gx, gy
+
+
+def _results(x: Tensor, y: Tensor, need_x: bool, need_y: bool) -> tuple[Tensor, Tensor]:
+    return (
+        torch.empty(x.shape if need_x else (0,), dtype=x.dtype, device=x.device),
+        torch.empty(y.shape if need_y else (0,), dtype=y.dtype, device=y.device),
+    )
+
+
+def _kernel_type(x: Tensor) -> torch.dtype:
+    """fp64 where it is fast: K loses m·ε of its smallest eigenvalues' digits, and costs little beside the rest."""
+    return torch.float64 if _cuda.fast_double(x) else accumulation_type(x.dtype)
+
+
+def _kernel(x: Tensor, shift: Tensor) -> Tensor:
+    """K = Xc Xcᵀ/(m − 1) in fp64, with its null vector (1, …, 1) exact."""
+    m = x.shape[0]
+    k = torch.empty((m, m), dtype=torch.float64, device=x.device)
+    products("nt", Product((Term(x, x, shift, shift),), k, True, 1.0 / (m - 1)))
+    mean = k.mean(0)
+    return k - mean - mean[:, None] + mean.mean()
+
+
+def _hat(k: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """H = K (K + r I)⁻¹ and (K + r I)⁻¹, the null vector of K moved to the middle of the latter's spectrum."""
+    m = k.shape[0]
+    shifted = k + k.diagonal().sum() / m**2
+    shifted.diagonal().add_(ridge)
+    lower_inverse = inverse_factor(shifted)
+    inverse = lower_inverse.mT @ lower_inverse
+    h = k @ inverse
+    return 0.5 * (h + h.mT), inverse
+
+
+def _dual_gradient(cotangent: Tensor, inverse: Tensor, ridge: float, x: Tensor, shift: Tensor, out: Tensor) -> Product:
+    """∂f/∂X from 2 ∂f/∂H before it is made symmetric."""
+    core = inverse @ (cotangent + cotangent.mT) @ inverse * (0.5 * ridge / (x.shape[0] - 1))
+    return Product((Term(core.to(shift.dtype), x, None, shift),), out)
+
+
+def roots(n: Tensor) -> tuple[Tensor, Tensor]:
+    """N^½ and N^−½ of a matrix with real eigenvalues in [0, 1], by products; of 0 the latter is large, not infinite."""
+    root, inverse = n, torch.eye(n.shape[0], dtype=n.dtype, device=n.device)
+    for a, b, c in _cuda.native.polar_steps(True)[:ROOT_STEPS]:
+        square = inverse @ root
+        step = torch.addmm(square, square, square, beta=b, alpha=c)
+        step.diagonal().add_(a)
+        root, inverse = root @ step, step @ inverse
+    return root, inverse
