@@ -64,7 +64,15 @@ def _cpu(
     sums = torch.empty(6, anchor.shape[0], dtype=torch.float64)
     grad_anchor, grad_ref = native.gradients(need_anchor, need_ref)
     _C.structure_preserving(
-        native.pairs, *(w.data_ptr() for w in weights), margin, *(t.data_ptr() for t in (sums, grad_anchor, grad_ref))
+        native.pairs,
+        weights[0].data_ptr(),
+        weights[1].data_ptr(),
+        weights[2].data_ptr(),
+        weights[3].data_ptr(),
+        margin,
+        sums.data_ptr(),
+        grad_anchor.data_ptr(),
+        grad_ref.data_ptr(),
     )
     totals = sums.sum(1)
     if by_class and need_anchor:
@@ -88,8 +96,9 @@ class _StructurePreserving(torch.autograd.Function):
     def forward(
         ctx: Any, image: Tensor, text: Tensor, il: Tensor, tl: Tensor, margin: float, gamma: float, mean: bool
     ) -> tuple[Tensor, Tensor]:
+        need_image, need_text = ctx.needs_input_grad[:2]
         value, stats, *gradients = torch.ops.xmodal.structure_preserving(
-            image, text, il, tl, margin, gamma, mean, *ctx.needs_input_grad[:2]
+            image, text, il, tl, margin, gamma, mean, need_image, need_text
         )
         ctx.save_for_backward(*gradients)
         ctx.dtype = image.dtype
@@ -171,7 +180,12 @@ def structure_preserving_loss(
     with full_precision(image.device):
         loss, stats = _StructurePreserving.apply(image, text, il, tl, margin, gamma, reduction == "mean")
     if not return_stats:
-        return loss  # type: ignore[no-any-return]
+        return loss
     active, positives, negatives, positive_sum, negative_sum = stats.unbind()
-    counts = (count.long() for count in (active, positives, negatives))
-    return loss, StructureStats(*counts, positive_sum / positives.clamp(min=1), negative_sum / negatives.clamp(min=1))
+    return loss, StructureStats(
+        active.long(),
+        positives.long(),
+        negatives.long(),
+        positive_sum / positives.clamp(min=1),
+        negative_sum / negatives.clamp(min=1),
+    )
