@@ -48,12 +48,16 @@ class ACMR(nn.Module):
         classes: C, the width of the label predictor.
         dim: of the common space.
         multi_label: labels are bool (m, C); otherwise int64 (m,).
+        invariance: "structure", or "batch_hinge", the other L_imi that the authors' released code has: hinged once on
+            sums over the batch, 0.1 + 5·Σ½|v − t|² of own pairs − Σ½|v − t⁻|², t⁻ being the partner of the image of
+            another label that is nearest by the cosine of the raw features; and the roles exchanged.
         alpha, beta, penalty, pair_weight: weights of the terms. The penalty sums the Frobenius norms of the
             projectors' weight matrices, as the paper has it.
         margin, gamma, reduction: of the structure preserving loss. The paper sums over triplets, some 10⁴ in a
             batch of 64, and does not give the margin; "mean" makes the weight independent of the batch.
         temperature: of L_pair.
         label_hidden, modality_hidden: units of the hidden layers of label predictor and modality classifier.
+        train_label_predictor: False leaves it as drawn, as the released code does.
         label_weight: w in 0..1. The retrieval space compares by (1 − w)·cos(S_V, S_T) + w·Σ_c p(c|v) p(c|t): 0 is the
             paper's. The sum is the probability that both have the same label, so w = 1 ranks by it.
 
@@ -68,6 +72,7 @@ class ACMR(nn.Module):
         *,
         dim: int,
         multi_label: bool = False,
+        invariance: str = "structure",
         alpha: float = 0.1,
         beta: float = 0.1,
         penalty: float = 0.0,
@@ -79,6 +84,7 @@ class ACMR(nn.Module):
         label_hidden: Sequence[int] = (),
         modality_hidden: Sequence[int] = (50,),
         label_weight: float = 0.0,
+        train_label_predictor: bool = True,
     ) -> None:
         super().__init__()
         for name, least, value in (("classes", 2, classes), ("dim", 1, dim)):
@@ -89,22 +95,27 @@ class ACMR(nn.Module):
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         _checks.choice("reduction", reduction, ("mean", "sum"))
+        _checks.choice("invariance", invariance, ("structure", "batch_hinge"))
         weights = {"alpha": alpha, "beta": beta, "penalty": penalty, "pair_weight": pair_weight}
         weights = {name: _checks.non_negative(name, value) for name, value in weights.items()}
         self.options: dict[str, Any] = {
-            "classes": classes, "dim": dim, "multi_label": multi_label, **weights, "margin": margin, "gamma": gamma,
-            "reduction": reduction, "temperature": temperature, "label_hidden": list(label_hidden),
-            "modality_hidden": list(modality_hidden), "label_weight": label_weight,
+            "classes": classes, "dim": dim, "multi_label": multi_label, "invariance": invariance, **weights,
+            "margin": margin, "gamma": gamma, "reduction": reduction, "temperature": temperature,
+            "label_hidden": list(label_hidden), "modality_hidden": list(modality_hidden),
+            "label_weight": label_weight, "train_label_predictor": train_label_predictor,
         }  # fmt: skip
         self.image_projector = image_projector
         self.text_projector = text_projector
         self.label_predictor = _mlp([dim, *label_hidden, classes])
         self.modality_classifier = _mlp([dim, *modality_hidden, 2])
+        self.label_predictor.requires_grad_(train_label_predictor)
 
     def players(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The parameters of the projectors and the label predictor, and those of the modality classifier."""
         first = [self.image_projector, self.text_projector, self.label_predictor]
-        return [p for part in first for p in part.parameters()], list(self.modality_classifier.parameters())
+        return [p for part in first for p in part.parameters() if p.requires_grad], list(
+            self.modality_classifier.parameters()
+        )
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Both projections."""
@@ -123,14 +134,20 @@ class ACMR(nn.Module):
         """
         self.check_labels(labels, len(image))
         o = self.options
-        image, text = self(image, text)
+        images, texts = image, text
+        image, text = self(images, texts)
         if image.shape != text.shape or image.shape[1:] != (o["dim"],):
             want, got = (len(labels), o["dim"]), f"{tuple(image.shape)} and {tuple(text.shape)}"
             raise ValueError(f"the projectors must give {want}, got {got}")
         zero = image.new_zeros(())
-        invariance = structure_preserving_loss(
-            image, text, labels, margin=o["margin"], gamma=o["gamma"], reduction=o["reduction"]
-        ) if o["alpha"] else zero  # fmt: skip
+        if not o["alpha"]:
+            invariance = zero
+        elif o["invariance"] == "structure":
+            invariance = structure_preserving_loss(
+                image, text, labels, margin=o["margin"], gamma=o["gamma"], reduction=o["reduction"]
+            )
+        else:
+            invariance = _batch_hinge(image, text, images.flatten(1), texts, labels)
         if targets is None:
             targets = labels if o["multi_label"] else F.one_hot(labels, o["classes"])
         discrimination = self._label_loss(image, targets) + self._label_loss(text, targets)
@@ -234,6 +251,18 @@ class ACMR(nn.Module):
         model = cls(*projectors, **saved["options"])
         model.load_state_dict(saved["state"])
         return model.to(map_location)
+
+
+def _batch_hinge(image: Tensor, text: Tensor, images: Tensor, texts: Tensor, labels: Tensor) -> Tensor:
+    """The released code's triplet loss of projections, with negatives by the raw features."""
+    shared = labels[:, None] == labels if labels.ndim == 1 else labels.float() @ labels.float().T > 0
+    own = (image - text).square().sum() / 2
+    loss = image.new_zeros(())
+    for anchor, other, raw in ((image, text, images), (text, image, texts)):
+        raw = F.normalize(raw.detach().flatten(1).float())
+        nearest = (raw @ raw.T).masked_fill(shared, -2.0).argmax(1)
+        loss = loss + (0.1 + 5 * own - (anchor - other[nearest]).square().sum() / 2).clamp(min=0)
+    return loss
 
 
 def _inner_product_form(p: Tensor, side: int) -> Tensor:
