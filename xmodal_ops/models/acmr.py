@@ -219,7 +219,7 @@ class ACMR(nn.Module):
             p = self.probabilities(projection)
             # Sigmoids may make a vector as long as √C, a softmax none longer than 1.
             p = p / self.options["classes"] ** 0.5 if self.options["multi_label"] else p
-            parts.append(w**0.5 * _inner_product_form(p, side))
+            parts.append(w**0.5 * inner_product_form(p, side))
         return torch.cat(parts, 1)
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -243,12 +243,12 @@ class ACMR(nn.Module):
     ) -> ACMR:
         """Reads what :meth:`save` wrote. A projector that is not one of this package's must be handed in."""
         saved = torch.load(path, map_location=map_location, weights_only=True)
-        projectors: list[nn.Module] = []
-        for name, projector in (("image_projector", image_projector), ("text_projector", text_projector)):
+        given = {"image_projector": image_projector, "text_projector": text_projector}
+        for name, projector in given.items():
             if projector is None and saved[name] is None:
                 raise ValueError(f"{name} must be given: the file holds a model with a projector of your own")
-            projectors.append(projector if projector is not None else build(saved[name]))
-        model = cls(*projectors, **saved["options"])
+        built = {name: build(saved[name]) if projector is None else projector for name, projector in given.items()}
+        model = cls(built["image_projector"], built["text_projector"], **saved["options"])
         model.load_state_dict(saved["state"])
         return model.to(map_location)
 
@@ -265,7 +265,7 @@ def _batch_hinge(image: Tensor, text: Tensor, images: Tensor, texts: Tensor, lab
     return loss
 
 
-def _inner_product_form(p: Tensor, side: int) -> Tensor:
+def inner_product_form(p: Tensor, side: int) -> Tensor:
     """Vectors of length 1 whose cosines with those of the other side order as the inner products of p and q do.
 
     A coordinate for each side takes what is missing to length 1, so it meets a 0 of the other side (Neyshabur &

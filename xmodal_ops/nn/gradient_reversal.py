@@ -36,7 +36,7 @@ def gradient_reversal(x: Tensor, scale: float = 1.0) -> Tensor:
         raise TypeError(f"x must be floating, got {str(x.dtype)[6:]}")
     if not 0 <= scale < math.inf:
         raise ValueError(f"scale must be finite and >= 0, got {scale!r}")
-    return _GradientReversal.apply(x, float(scale))  # type: ignore[no-any-return]
+    return _GradientReversal.apply(x, float(scale))
 
 
 def reversal_schedule(progress: float, steepness: float = 10.0) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..data import PairData
+from ..data import PairData, PairSet
 from ..models import ACMR
 from ..models.branches import build
 from ..models.projector import Projector
@@ -83,7 +83,22 @@ def train_acmr(
         return ACMRModule(model, data, config, on_epoch)
 
     history, best_epoch = fit(make, len(data.train), config, run, place, resume, console)
-    model.load_state_dict(weights_of(run.best))
+    if config.refit:
+        # The same schedule to the same epoch, now without a split to choose by.
+        second = RunDirectory(run.path / "refit")
+        second.prepare()
+        again = resume and second.last.exists()
+        if not again:
+            second.clear()
+        torch.manual_seed(config.seed)
+        model = new_model(run.read_config())
+        data = replace(data, train=PairSet.concatenate(data.train, data.validation))
+        fit_features(model, data)
+        whole = replace(config, patience=0)
+        fit(make, len(data.train), whole, second, place, again, console, best_epoch)
+        model.load_state_dict(weights_of(second.last))
+    else:
+        model.load_state_dict(weights_of(run.best))
     model.to(place)
     metrics = finish(run, "acmr", model, data)
     report.game_curves(history, config.monitor, run.loss)

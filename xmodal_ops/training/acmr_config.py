@@ -60,6 +60,7 @@ class ACMRConfig:
     schedule               of the learning rate: constant, or one_cycle
     augment                move, turn and scale training pictures at random
     patience               stop after so many epochs without a better validation figure; 0 never stops early
+    refit                  once the best epoch is known, train anew to that epoch on training and validation pairs
     monitor                the validation figure, mean over both directions, that chooses the best epoch
     """
 
@@ -97,6 +98,7 @@ class ACMRConfig:
     schedule: str = "constant"
     augment: bool = True
     patience: int = 20
+    refit: bool = False
     monitor: str = "map_all"
     precision: str = "32-true"
 

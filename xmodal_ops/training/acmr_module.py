@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.distributions import Beta
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from ..data import PairData
 from ..models import ACMR
@@ -34,7 +36,7 @@ class ACMRModule(RunModule):
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         config = self.config
-        first, second = self.optimizers()  # type: ignore[misc]
+        first, second = cast("list[LightningOptimizer]", self.optimizers())
         step = self.current_epoch * len(self.sampler) + index
         progress = step / (config.epochs * len(self.sampler))
         reversal = config.reversal * (reversal_schedule(progress) if config.reversal_schedule else 1.0)
@@ -55,8 +57,8 @@ class ACMRModule(RunModule):
             second.zero_grad()
             self.manual_backward(self.model.modality_loss(*projections))
             second.step()
-        for schedule in self.lr_schedulers() or ():  # type: ignore[union-attr]
-            schedule.step()  # type: ignore[call-arg]
+        for schedule in cast("list[LRScheduler] | None", self.lr_schedulers()) or ():
+            schedule.step()
         self.sums.append(torch.stack([value.detach().float() for value in losses]))
         return losses.embedding.detach()
 
@@ -100,7 +102,5 @@ class ACMRModule(RunModule):
         if config.schedule == "constant":
             return optimizers
         steps = config.epochs * len(self.sampler)
-        schedules = [
-            torch.optim.lr_scheduler.LambdaLR(o, lambda step: one_cycle((step + 1) / (steps + 1))) for o in optimizers
-        ]
+        schedules = [LambdaLR(o, lambda step: one_cycle((step + 1) / (steps + 1))) for o in optimizers]
         return optimizers, [{"scheduler": schedule, "interval": "step"} for schedule in schedules]

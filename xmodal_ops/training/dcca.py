@@ -99,9 +99,10 @@ def fit(
     device: torch.device,
     resume: bool,
     console: Console,
+    epochs: int | None = None,
 ) -> tuple[list[dict[str, float]], int]:
     """The epochs of the module that ``make_module`` makes, given whom to tell of each. Returns what happened in each
-    and the best one. Leaves ``best.ckpt`` and ``last.ckpt``.
+    and the best one. Leaves ``best.ckpt`` and ``last.ckpt``. ``epochs`` ends it sooner than config does.
     """
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import EarlyStopping
@@ -122,7 +123,7 @@ def fit(
             accelerator="gpu" if device.type == "cuda" else device.type,
             devices=[device.index or 0] if device.type == "cuda" else 1,
             precision=config.precision,  # type: ignore[arg-type]
-            max_epochs=config.epochs,
+            max_epochs=epochs or config.epochs,
             callbacks=callbacks,
             default_root_dir=run.path,
             limit_val_batches=0,

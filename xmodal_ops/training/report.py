@@ -39,18 +39,27 @@ RIGHT, WRONG = "#1a7f37", "#8c959f"
 
 
 def rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """The figures of some models, and of chance, as rows of text: model, direction, then :data:`COLUMNS`."""
+    """The figures of some models, and of chance, as rows of text: model, direction, then :data:`COLUMNS`.
 
-    def cells(figures: Mapping[str, float]) -> list[str]:
-        return [f"{figures[name]:.1f}" if name == "median_rank" else f"{figures[name]:.3f}" for name in COLUMNS]
+    Means over several seeds are followed by their deviation.
+    """
+
+    def cells(figures: Mapping[str, float], deviation: Mapping[str, float]) -> list[str]:
+        digits = {name: 1 if name == "median_rank" else 3 for name in COLUMNS}
+        texts = {name: f"{figures[name]:.{digits[name]}f}" for name in COLUMNS}
+        return [texts[n] + (f" ± {deviation[n]:.{digits[n]}f}" if n in deviation else "") for n in COLUMNS]
 
     table = [
-        [NAMES.get(model, model) if direction == "image_to_text" else "", title, *cells(result[direction])]
+        [
+            NAMES.get(model, model) if direction == "image_to_text" else "",
+            title,
+            *cells(result[direction], result["deviation"][direction] if len(result.get("seeds", ())) > 1 else {}),
+        ]
         for model, result in results.items()
         for direction, title in DIRECTIONS.items()
     ]
     chance = next(iter(results.values()))["chance"]
-    return [*table, ["chance", "", *cells(chance)]]
+    return [*table, ["chance", "", *cells(chance, {})]]
 
 
 def table(results: Mapping[str, Mapping[str, Any]], title: str = "") -> Table:
