@@ -19,6 +19,8 @@ def main() -> None:
             raise
         print(f"xmodal needs {error.name}: pip install 'xmodal-ops[train]'", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # before a command has begun
+        sys.exit(130)
 
 
 if __name__ == "__main__":

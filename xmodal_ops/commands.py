@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from .data import DataError, PairData
 from .training import DCCAConfig, Interrupted, RunDirectory, UserError
 
-GLYPHS: dict[str, Any] = {"data": "glyphs", "path": None, "fonts": None}
+GLYPHS: dict[str, Any] = {"data": "glyphs"}
 out = Console()
 err = Console(stderr=True)
 
@@ -43,6 +43,7 @@ def _say(line: str, console: Console = err) -> None:
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Cross-modal retrieval of images and text: linear CCA, deep CCA, ACMR.",
@@ -50,8 +51,14 @@ app = typer.Typer(
 train = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Train a model on image-text pairs.")
 app.add_typer(train, name="train")
 
-Seed = Annotated[int | None, typer.Option(help="Of weights, batches and pictures. Equal seeds, equal runs on a CPU.")]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the training pairs.")]
+
+def _option(name: str, text: str) -> Any:
+    """An option of a training, with its default for data that have no preset."""
+    return typer.Option(help=text, show_default=str(getattr(DCCAConfig(), name)))
+
+
+Seed = Annotated[int | None, _option("seed", "Of weights and batches. Equal seeds, equal runs on a CPU.")]
+Epochs = Annotated[int | None, _option("epochs", "Passes over the training pairs.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.", metavar="FILE")]
 Data = Annotated[str | None, typer.Option(help="glyphs, wikipedia, or a pair file: .npz, .h5, .mat.", metavar="DATA")]
@@ -102,20 +109,20 @@ def train_dcca_command(
     overwrite: Overwrite = False,
     seed: Seed = None,
     epochs: Epochs = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pairs per step: several times the outputs.")] = None,
-    output_dim: Annotated[int | None, typer.Option(help="Outputs of either branch.")] = None,
-    ridge: Annotated[float | None, typer.Option(help="Added to the diagonals of the covariances.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Count only so many leading correlations.")] = None,
-    power: Annotated[float | None, typer.Option(help="Correlations to this power weigh the retrieval space.")] = None,
-    image_branch: Annotated[str | None, typer.Option(help="auto, cnn, alexnet (227x227 RGB) or mlp.")] = None,
-    hidden: Annotated[list[int] | None, typer.Option(help="Units of a hidden layer; repeat for more layers.")] = None,
-    dropout: Annotated[float | None, typer.Option(help="After every hidden layer.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak of the one-cycle schedule.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Of AdamW.")] = None,
-    augment: Annotated[bool | None, typer.Option(help="Move and turn training pictures at random.")] = None,
-    patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without progress; 0: never.")] = None,
+    batch_size: Annotated[int | None, _option("batch_size", "Pairs per step: several times the outputs.")] = None,
+    output_dim: Annotated[int | None, _option("output_dim", "Outputs of either branch.")] = None,
+    ridge: Annotated[float | None, _option("ridge", "Added to the diagonals of the covariances.")] = None,
+    top_k: Annotated[int | None, _option("top_k", "Count only so many leading correlations.")] = None,
+    power: Annotated[float | None, _option("power", "Correlations to this power weigh the retrieval space.")] = None,
+    image_branch: Annotated[str | None, _option("image_branch", "auto, cnn, alexnet (227x227 RGB) or mlp.")] = None,
+    hidden: Annotated[list[int] | None, _option("hidden", "Units of a hidden layer; repeat for more layers.")] = None,
+    dropout: Annotated[float | None, _option("dropout", "After every hidden layer.")] = None,
+    learning_rate: Annotated[float | None, _option("learning_rate", "Peak of the one-cycle schedule.")] = None,
+    weight_decay: Annotated[float | None, _option("weight_decay", "Of AdamW.")] = None,
+    augment: Annotated[bool | None, _option("augment", "Move and turn training pictures at random.")] = None,
+    patience: Annotated[int | None, _option("patience", "Stop after epochs without progress; 0: never.")] = None,
     monitor: Monitor = None,
-    precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
+    precision: Annotated[str | None, _option("precision", "32-true, bf16-mixed or 16-mixed.")] = None,
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
@@ -310,14 +317,15 @@ def evaluate(
 
     Example: [bold]xmodal evaluate runs/demo --split validation --json figures.json[/bold]
     """
+    from .training import check_shapes, load_run
     from .training import evaluate as evaluate_model
-    from .training import load_run
 
     if split not in ("test", "validation", "train"):
         raise UserError(f"split must be test, validation or train, got {split!r}")
     config = RunDirectory(run).read_config()
     model = load_run(run, device)
-    pairs = _load({**config["data"], **_source(data, path, font)})
+    pairs = _load(_source(data, path, font) if data else {**config["data"], **_source(data, path, font)})
+    check_shapes(config, pairs)
     results = {config["model"]: evaluate_model(model, getattr(pairs, split))}
     _show(results, pairs, split, json_file)
 
@@ -360,8 +368,8 @@ def _source(data: str | None, path: Path | None, fonts: Sequence[Path] | None) -
 def _same(saved: Mapping[str, Any], given: Mapping[str, Any], free: set[str]) -> None:
     """Refuses to resume with other options than the run has."""
     for name, value in given.items():
-        known = saved[name]
-        if name not in free and value != (tuple(known) if isinstance(value, tuple) else known):
+        known = saved.get(name)
+        if name not in free and json.dumps(value) != json.dumps(known):
             raise UserError(f"--resume keeps the run's options: {name} is {known!r} there, got {value!r}")
 
 
@@ -395,8 +403,19 @@ def _prepare(output: Path, json_file: Path | None, device: str) -> RunDirectory:
 def _load(source: Mapping[str, Any]) -> PairData:
     from .data import load
 
-    with err.status(f"loading {source['data']}"):
-        return load(source["data"], path=source["path"], fonts=source["fonts"])
+    kind = source["data"]
+    options = _given(path=source.get("path"), fonts=source.get("fonts"))
+    allowed = {"glyphs": "fonts", "wikipedia": "path"}.get(kind)
+    for name, flag in (("path", "--path"), ("fonts", "--font")):
+        if name in options and name != allowed:
+            raise UserError(f"{flag} does not go with --data {kind}")
+    with err.status(f"loading {kind}"):
+        try:
+            return load(kind, **options)
+        except DataError:
+            raise
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
 
 def _show(results: Mapping[str, Mapping[str, Any]], data: PairData, split: str, json_file: Path | None) -> None:

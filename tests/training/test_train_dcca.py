@@ -9,10 +9,23 @@ import torch
 
 from xmodal_ops.data import PairData
 from xmodal_ops.models import DCCA
-from xmodal_ops.training import DCCAConfig, UserError, embed, evaluate, load_run, train_dcca
-from xmodal_ops.training.lightning import EpochSampler, one_cycle
+from xmodal_ops.training import DCCAConfig, Interrupted, UserError, embed, evaluate, load_run, report, train_dcca
+from xmodal_ops.training.lightning import EpochSampler, StepCallback, one_cycle
 
 CONFIG = DCCAConfig(epochs=3, batch_size=100, output_dim=4, hidden=(16,), learning_rate=1e-2)
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than training here: only tests with the fixture `pictures` do it."""
+    if "pictures" not in request.fixturenames:
+        for name in ("loss_curve", "retrieval_picture"):
+            monkeypatch.setattr(report, name, lambda *_, **__: None)
+
+
+@pytest.fixture
+def pictures() -> None:
+    pass
 
 
 def weights(model: DCCA) -> dict[str, torch.Tensor]:
@@ -24,7 +37,7 @@ def same(a: DCCA, b: DCCA) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_run_leaves_everything(tiny, tmp_path, capsys):
+def test_a_run_leaves_everything(tiny, tmp_path, capsys, pictures):
     result = train_dcca(tiny, CONFIG, tmp_path / "a" / "b", device="cpu", source={"data": "tiny"})
     run = tmp_path / "a" / "b"
     assert {path.name for path in run.iterdir()} == {
@@ -78,8 +91,6 @@ def test_equal_seeds_give_equal_runs(tiny, tmp_path, augment):
 
 def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in a training step."""
-    from xmodal_ops.training.lightning import StepCallback
-
     seen = []
 
     def raise_later(self, trainer, module, *rest):
@@ -92,8 +103,6 @@ def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("steps", "finished"), [(2, 0), (3, 0), (5, 1), (7, 2)])
 def test_an_interrupted_run_resumes_to_the_same_end(tiny, tmp_path, monkeypatch, steps, finished):
-    from xmodal_ops.training import Interrupted
-
     whole = train_dcca(tiny, CONFIG, tmp_path / "whole", device="cpu")
     with monkeypatch.context() as patch:
         interrupt_after(steps, patch)
@@ -139,7 +148,7 @@ def test_a_new_run_replaces_the_files_of_an_old_one_only(tiny, tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_features_take_an_mlp_and_a_list_of_names(tiny_features, tmp_path):
+def test_features_take_an_mlp_and_a_list_of_names(tiny_features, tmp_path, pictures):
     result = train_dcca(tiny_features, CONFIG, tmp_path, device="cpu")
     assert type(result.model.image_branch).__name__ == "MLP"
     assert (tmp_path / "retrieval.png").stat().st_size > 10_000
@@ -169,7 +178,11 @@ def test_one_cycle_rises_and_falls():
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
         ({"monitor": "accuracy"}, "monitor must be one of recall@1, .* got 'accuracy'"),
-        ({"dropout": 1.0}, r"dropout must lie in 0..1, got 1.0"),
+        ({"dropout": 1.0}, r"dropout must be at least 0 and less than 1, got 1.0"),
+        ({"precision": "8"}, r"precision must be one of 32-true, bf16-mixed, 16-mixed, got '8'"),
+        ({"ridge": -1.0}, r"ridge must not be negative, got -1.0"),
+        ({"top_k": 5}, r"top_k must lie in 1..4, the outputs, got 5"),
+        ({"hidden": (0,)}, r"hidden must be at least 1, got 0"),
         ({"image_branch": "mlp"}, r"image_branch must be cnn or alexnet for images of shape \(1, 16, 16\), got 'mlp'"),
         ({"image_branch": "vit"}, r"image_branch must be cnn or alexnet .* got 'vit'"),
     ],
@@ -194,7 +207,7 @@ def test_devices_and_runs_that_are_not_there(tiny, tmp_path):
         train_dcca(tiny, CONFIG, tmp_path, device="cuda:99")
     with pytest.raises(UserError, match="holds no checkpoint to resume from"):
         train_dcca(tiny, CONFIG, tmp_path, device="cpu", resume=True)
-    with pytest.raises(UserError, match="holds no run: there is no config.json"):
+    with pytest.raises(UserError, match="holds no run: there is no config"):
         load_run(tmp_path / "nothing")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"cannot read .*config.json"):

@@ -7,7 +7,7 @@ from .dcca import Interrupted, Result, train_dcca
 from .evaluation import embed, evaluate
 from .linear_cca import select_linear_cca, train_linear_cca
 from .load import load_run
-from .run import RunDirectory, UserError, pick_device
+from .run import RunDirectory, UserError, check_shapes, pick_device
 
 __all__ = [
     "ACMRConfig",
@@ -17,6 +17,7 @@ __all__ = [
     "Result",
     "RunDirectory",
     "UserError",
+    "check_shapes",
     "embed",
     "evaluate",
     "load_run",

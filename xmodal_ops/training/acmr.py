@@ -19,7 +19,7 @@ from . import report
 from .acmr_config import ACMRConfig, absent_classes, label_kind, projector_specs
 from .dcca import fit, weights_of
 from .evaluation import finish
-from .run import RunDirectory, UserError, pick_device
+from .run import RunDirectory, UserError, check_shapes, pick_device
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,11 +67,13 @@ def train_acmr(
     run.prepare()
     if resume and not run.last.exists():
         raise UserError(f"{run.path} holds no checkpoint to resume from")
-    if not resume:
+    if resume:
+        check_shapes(run.read_config(), data)
+    else:
         run.clear()
     head = {"classes": classes, "multi_label": several, "class_names": data.classes}
     projectors = dict(zip(("image_projector", "text_projector"), specs))
-    run.describe("acmr", source or {"data": data.name}, config.to_dict(), **head, **projectors)
+    run.describe("acmr", data, source, config.to_dict(), **head, **projectors)
     torch.manual_seed(config.seed)
     model = new_model(run.read_config())
     fit_features(model, data)

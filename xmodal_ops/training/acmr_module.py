@@ -16,7 +16,7 @@ from ..models import ACMR
 from ..nn import reversal_schedule
 from .acmr_config import ACMRConfig
 from .augment import augment
-from .lightning import OnEpoch, RunModule, one_cycle
+from .lightning import OnEpoch, RunModule, one_cycle, stream
 
 LOSSES = ("loss", "adversary", "invariance", "discrimination", "pair")
 
@@ -38,6 +38,7 @@ class ACMRModule(RunModule):
         config = self.config
         first, second = cast("list[LightningOptimizer]", self.optimizers())
         step = self.current_epoch * len(self.sampler) + index
+        torch.manual_seed(stream(config.seed, step))  # dropout, mixup and augmentation
         progress = step / (config.epochs * len(self.sampler))
         reversal = config.reversal * (reversal_schedule(progress) if config.reversal_schedule else 1.0)
         image, text, labels = batch["image"], batch["text"], batch["labels"]

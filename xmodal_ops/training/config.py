@@ -11,6 +11,7 @@ from ..models.branches import BranchSpec
 from .run import UserError
 
 MONITORS = ("recall@1", "recall@5", "recall@10", "map_all", "map_50", "mrr")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 PRESETS: dict[str, dict[str, Any]] = {
     "glyphs": {},
@@ -58,8 +59,17 @@ class DCCAConfig:
                 raise UserError(f"{name} must be at least {least}, got {value}")
         if self.monitor not in MONITORS:
             raise UserError(f"monitor must be one of {', '.join(MONITORS)}, got {self.monitor!r}")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout must lie in 0..1, got {self.dropout}")
+            raise UserError(f"dropout must be at least 0 and less than 1, got {self.dropout}")
+        for name in ("ridge", "weight_decay", "power", "learning_rate"):
+            if not (value := getattr(self, name)) >= 0:
+                raise UserError(f"{name} must not be negative, got {value}")
+        if self.top_k is not None and not 1 <= self.top_k <= self.output_dim:
+            raise UserError(f"top_k must lie in 1..{self.output_dim}, the outputs, got {self.top_k}")
+        if any(units < 1 for units in self.hidden):
+            raise UserError(f"hidden must be at least 1, got {min(self.hidden)}")
         self.hidden = tuple(self.hidden)  # a list in JSON
 
     @classmethod

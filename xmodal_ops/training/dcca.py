@@ -19,7 +19,7 @@ from ..models.branches import build
 from . import report
 from .config import DCCAConfig, branch_specs
 from .evaluation import finish
-from .run import RunDirectory, UserError, pick_device
+from .run import RunDirectory, UserError, check_shapes, pick_device
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,10 +71,12 @@ def train_dcca(
     run.prepare()
     if resume and not run.last.exists():
         raise UserError(f"{run.path} holds no checkpoint to resume from")
-    if not resume:
+    if resume:
+        check_shapes(run.read_config(), data)
+    else:
         run.clear()
     branches = dict(zip(("image_branch", "text_branch"), specs))
-    run.describe("dcca", source or {"data": data.name}, config.to_dict(), **branches)
+    run.describe("dcca", data, source, config.to_dict(), **branches)
     torch.manual_seed(config.seed)
     model = new_model(run.read_config())
 

@@ -39,15 +39,15 @@ class EpochSampler(Sampler[Tensor]):
         return self.rows // self.batch_size
 
     def __iter__(self) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(stream(self.seed, self.epoch))
         order = torch.randperm(self.rows, generator=generator)
         # A short last batch would weigh its few pairs more, and its correlations would be too large: left out.
         return iter(order[: len(self) * self.batch_size].split(self.batch_size))
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """One stream of random numbers for every epoch, whatever was drawn before it."""
-    return seed * 1_000_003 + epoch
+def stream(seed: int, number: int) -> int:
+    """The seed of an epoch or a step: what is drawn in it depends on nothing that was drawn before."""
+    return seed * 1_000_003 + number
 
 
 class RunModule(pl.LightningModule):
@@ -68,7 +68,6 @@ class RunModule(pl.LightningModule):
         return DataLoader(self.data.train, sampler=self.sampler, batch_size=None)  # a batch costs one indexing
 
     def on_train_epoch_start(self) -> None:
-        torch.manual_seed(epoch_seed(self.seed, self.current_epoch))
         self.started = time.perf_counter()
 
     # Retrieval needs the whole gallery at once, so validation is no loop of batches but part of the epoch's end.
@@ -109,6 +108,7 @@ class DCCAModule(RunModule):
         self.sample = data.train.subset(rows[: max(4096, 16 * config.output_dim)])
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        torch.manual_seed(stream(self.config.seed, self.global_step))  # dropout and augmentation
         image = augment(batch["image"]) if self.config.augment and batch["image"].ndim == 4 else batch["image"]
         loss = self.model.loss(image, batch["text"])
         self.losses.append(loss.detach())
@@ -140,8 +140,8 @@ def one_cycle(progress: float, warmup: float = 0.2) -> float:
 class RunCheckpoint(Checkpoint):
     """``last.ckpt`` before the first epoch and after each, and ``best.ckpt``, for a run directory.
 
-    Every checkpoint is the end of an epoch, and all that is random depends on the epoch: so a resumed run does
-    exactly what an uninterrupted one does. An interrupted epoch is repeated.
+    Every checkpoint is the end of an epoch, and all that is random depends on the number of the epoch and the step: so
+    a resumed run does exactly what an uninterrupted one does. An interrupted epoch is repeated.
     """
 
     def __init__(self, run: RunDirectory) -> None:

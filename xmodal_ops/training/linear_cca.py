@@ -49,5 +49,5 @@ def train_linear_cca(
     run.prepare()
     run.clear()
     model = select_linear_cca(data, monitor)
-    run.describe("linear_cca", source or {"data": data.name}, {"monitor": monitor, **model.get_params()})
+    run.describe("linear_cca", data, source, {"monitor": monitor, **model.get_params()})
     return finish(run, "linear_cca", model, data)

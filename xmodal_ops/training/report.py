@@ -6,16 +6,17 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
+from .. import retrieval
 from ..data import PairSet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.patches import Rectangle
     from rich.table import Table
 
 COLUMNS = {
@@ -35,7 +36,7 @@ NAMES = {
     "acmr": "ACMR",
 }
 
-RIGHT, WRONG = "#1a7f37", "#8c959f"
+RIGHT, OTHER = "#1a7f37", "#c4cad1"
 
 
 def rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -117,7 +118,7 @@ def game_curves(history: Sequence[Mapping[str, float]], monitor: str, path: Path
     left.set(title="projectors and label predictor", xlabel="epoch", yscale="log")
     left.legend()
     middle.plot(epochs, [row["adversary"] for row in history], color="#bc4c00", label="L_adv")
-    middle.axhline(2 * math.log(2), color=WRONG, linestyle="--", label="modalities not to be told apart")
+    middle.axhline(2 * math.log(2), color=OTHER, linestyle="--", label="modalities not to be told apart")
     middle.set(title="modality classifier", xlabel="epoch")
     middle.legend()
     right.plot(epochs, [row[f"validation {monitor}"] for row in history], color=RIGHT)
@@ -171,51 +172,68 @@ def space_picture(
 
 
 def retrieval_picture(
-    image: Tensor, text: Tensor, pairs: PairSet, path: Path, *, classes: Sequence[str] | None = None,
-    queries: int = 7, nearest: int = 5, seed: int = 0,
-) -> None:  # fmt: skip
+    image: Tensor,
+    text: Tensor,
+    pairs: PairSet,
+    path: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    queries: int = 8,
+    nearest: int = 5,
+    seed: int = 0,
+) -> None:
     """Draws the items nearest to some randomly chosen texts, and to some images, by the cosine of their embeddings.
 
-    A query's own pair has a green frame. Pairs of bare features show by name.
+    A query's own partner has a green frame. Pairs of bare features show by name.
     """
     from matplotlib.figure import Figure
 
-    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))
-    chosen = order[:queries].tolist()
-    image, text = normalize(image.cpu().double(), dim=1), normalize(text.cpu().double(), dim=1)
+    chosen = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))[:queries].tolist()
     nearest = min(nearest, len(pairs))
     drawn = pairs.image.ndim == 4
-    height = (1.1 if drawn else 0.8) * 2 * len(chosen) + 0.8
-    figure = Figure(figsize=(3.2 + 2.1 * nearest, height), layout="constrained")
-    halves = cast("Sequence[SubFigure]", figure.subfigures(2, 1))
-    for half, title, a, b, query_drawn, hits_drawn in (
-        (halves[0], "text → image", text, image, False, drawn),
-        (halves[1], "image → text", image, text, drawn, False),
+    wide, narrow, gap = 2.4, 1.0, 0.6  # a name, a picture, in units of a row's height
+    image_width = narrow if drawn else wide
+    widths = wide + nearest * image_width, image_width + nearest * wide
+    figure = Figure(figsize=(0.9 * (sum(widths) + gap), 0.9 * (len(chosen) + 0.6)))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, sum(widths) + gap), ylim=(len(chosen), -0.6))
+    axes.axis("off")
+    axes.autoscale(False)
+    for left, title, (query_view, query_width), (hit_view, hit_width) in (
+        (0.0, "text → image", (text, wide), (image, image_width)),
+        (widths[0] + gap, "image → text", (image, image_width), (text, wide)),
     ):
-        half.suptitle(f"{title}: the {nearest} nearest of {len(pairs)}", fontsize=11, fontweight="bold")
-        grid = half.subplots(len(chosen), nearest + 1, squeeze=False, width_ratios=[1.4] + [1] * nearest)
-        hits = (a[chosen] @ b.T).topk(nearest, dim=1).indices.tolist()
-        for axes, query, found in zip(grid, chosen, hits):
-            _cell(axes[0], pairs, query, query_drawn, classes, "black")
-            for place, item in zip(axes[1:], found):
-                _cell(place, pairs, item, hits_drawn, classes, RIGHT if item == query else WRONG, item == query)
+        axes.text(left + 0.1, -0.2, f"{title}: the {nearest} nearest of {len(pairs):,}", fontsize=11, weight="bold")
+        order = retrieval.nearest(query_view[chosen], hit_view, nearest).tolist()
+        for row, (query, hits) in enumerate(zip(chosen, order)):
+            _cell(axes, pairs, query, left, row, query_width, drawn and query_view is image, classes)
+            for place, item in enumerate(hits):
+                x = left + query_width + place * hit_width
+                _cell(axes, pairs, item, x, row, hit_width, drawn and hit_view is image, classes)
+                color, line = (RIGHT, 3.0) if item == query else (OTHER, 0.8)
+                axes.add_patch(_frame(x, row, hit_width, color, line))
     figure.savefig(path, dpi=100)
 
 
 def _cell(
-    axes: Axes, pairs: PairSet, item: int, drawn: bool, classes: Sequence[str] | None, color: str, right: bool = False
+    axes: Axes, pairs: PairSet, item: int, x: float, y: float, width: float, drawn: bool, classes: Sequence[str] | None
 ) -> None:
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set(color=color, linewidth=3 if right else 0.5)
-    if drawn:
-        picture = pairs.image[item]
-        if picture.shape[0] == 3:
-            axes.imshow(picture.permute(1, 2, 0).numpy())
-        else:
-            axes.imshow(picture[0].numpy(), cmap="gray_r", interpolation="nearest")
-    else:
+    """One item, as a picture or by name, in the box of height 1 whose upper left corner is (x, y)."""
+    if not drawn:
         words = textwrap.fill(_name(pairs, item, classes), 22, max_lines=4)
-        axes.text(0.5, 0.5, words, ha="center", va="center", fontsize=7, color="black" if not right else RIGHT)
+        axes.text(x + width / 2, y + 0.5, words, ha="center", va="center", fontsize=8)
+        return
+    picture = pairs.image[item].permute(1, 2, 0).float().numpy()
+    extent = (x + 0.1, x + width - 0.1, y + 0.9, y + 0.1)
+    # Ink on an empty ground, such as a glyph, is drawn dark on white.
+    colors = "gray_r" if picture.mean() < 0.5 else "gray"
+    axes.imshow(picture, extent=extent, cmap=colors, vmin=0, vmax=1, aspect="auto")
+
+
+def _frame(x: float, y: float, width: float, color: str, line: float) -> Rectangle:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x + 0.05, y + 0.05), width - 0.1, 0.9, fill=False, edgecolor=color, linewidth=line)
 
 
 def _name(pairs: PairSet, item: int, classes: Sequence[str] | None) -> str:

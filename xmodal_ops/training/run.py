@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .._version import __version__
+from ..data import PairData
 
 
 class UserError(ValueError):
@@ -56,9 +57,12 @@ class RunDirectory:
         """Writes JSON."""
         file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
-    def describe(self, model: str, data: Mapping[str, Any], options: Mapping[str, Any], **rest: Any) -> None:
-        """Writes ``config.json``."""
-        head = {"model": model, "version": __version__, "data": dict(data)}
+    def describe(
+        self, model: str, data: PairData, source: Mapping[str, Any] | None, options: Mapping[str, Any], **rest: Any
+    ) -> None:
+        """Writes ``config.json``. ``source`` says where the data come from, in the words of the command line."""
+        source = dict(source or {"data": data.name})
+        head = {"model": model, "version": __version__, "data": source, "shapes": shapes(data)}
         self.write(self.config, {**head, "options": dict(options), **rest})
 
     def read_metrics(self) -> dict[str, Any]:
@@ -79,6 +83,18 @@ class RunDirectory:
         if not isinstance(config, dict) or "model" not in config:
             raise UserError(f"cannot read {self.config}: it is not the configuration of a run")
         return config
+
+
+def shapes(data: PairData) -> dict[str, list[int]]:
+    """The shape of one item of either view."""
+    return {"image": list(data.train.image.shape[1:]), "text": list(data.train.text.shape[1:])}
+
+
+def check_shapes(config: Mapping[str, Any], data: PairData) -> None:
+    """Refuses data that the model of a run cannot take."""
+    for view, shape in shapes(data).items():
+        if config["shapes"][view] != shape:
+            raise UserError(f"{view} must have items of shape {config['shapes'][view]} for this run, got {shape}")
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,0 +1,233 @@
+"""The command line from end to end, on small pair files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from xmodal_ops import build_info, cli, data
+from xmodal_ops.commands import app
+from xmodal_ops.models import DCCA, LinearCCA
+from xmodal_ops.training import load_run
+
+from .training.conftest import tiny_pairs
+
+DIRECTIONS = {"image_to_text", "text_to_image", "mean", "chance"}
+METRICS = {"map_all", "map_50", "map_50_hits", "recall@1", "recall@5", "recall@10", "median_rank", "mrr"}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pair file with 500 pairs of features and classes."""
+    path = tmp_path_factory.mktemp("data") / "pairs.npz"
+    pairs = tiny_pairs(500, 0, features=True)
+    np.savez(path, image=pairs.image.numpy(), text=pairs.text.numpy(), labels=pairs.labels.numpy())
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Runs a command in an empty directory; gives exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def call(*args: str | Path) -> tuple[int, str, str]:
+        result = CliRunner().invoke(app, [str(arg) for arg in args])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.stdout, result.stderr
+
+    yield call
+    torch.set_num_threads(threads)
+
+
+def train(file: Path, *rest: str | Path) -> tuple[str | Path, ...]:
+    return (
+        *["train", "dcca", "--epochs", "3", "--batch-size", "100", "--output-dim", "4", "--device", "cpu", "--data"],
+        file,
+        *rest,
+    )
+
+
+def one_line(stderr: str, *parts: str) -> None:
+    """The error of a refused command: its only line, after notes of what is going on."""
+    assert len(stderr.strip().splitlines()) == 1, stderr
+    assert stderr.startswith("xmodal: ")
+    for part in parts:
+        assert part in stderr
+
+
+def test_train_evaluate_and_resume(run, file, tmp_path):
+    code, out, err = run(*train(file, "--output", "a", "--json", "a.json"))
+    assert code == 0, err
+    figures = json.loads(Path("a.json").read_text())
+    assert figures == json.loads(Path("a/metrics.json").read_text())
+    assert figures.keys() == {"dcca"}
+    assert figures["dcca"].keys() > DIRECTIONS
+    assert figures["dcca"]["mean"].keys() == METRICS
+    assert figures["dcca"]["mean"]["recall@10"] > 3 * figures["dcca"]["chance"]["recall@10"]
+    assert "DCCA" in out and "chance" in out and f"{figures['dcca']['mean']['recall@10']:.3f}" in out
+    assert Path("a/retrieval.png").exists() and "a/retrieval.png" in out
+    assert [line[:9] for line in err.splitlines()] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+
+    code, out, err = run("evaluate", "a", "--device", "cpu", "--json", "b.json")
+    assert code == 0, err
+    assert json.loads(Path("b.json").read_text()) == figures
+    assert run("evaluate", "a", "--device", "cpu", "--split", "validation", "--json", "c.json")[0] == 0
+    assert json.loads(Path("c.json").read_text())["dcca"]["mean"] != figures["dcca"]["mean"]
+
+    # The same seed once more, in another directory; then the finished run, which resumes to itself.
+    assert run(*train(file, "--output", "d", "--json", "d.json"))[0] == 0
+    assert json.loads(Path("d.json").read_text()) == figures
+    assert run("train", "dcca", "--resume", "--output", "a", "--device", "cpu", "--json", "e.json")[0] == 0
+    assert json.loads(Path("e.json").read_text()) == figures
+    assert run(*train(file, "--output", "f", "--seed", "1", "--json", "f.json"))[0] == 0
+    assert json.loads(Path("f.json").read_text()) != figures
+
+
+def test_ctrl_c_leaves_what_resumes_to_the_same_end(run, file, tmp_path):
+    """A real signal to a real process."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    options = [str(option) for option in train(file, "--epochs", "40", "--output")]
+    command = [sys.executable, "-m", "xmodal_ops.cli", *options, "part"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("epoch 2/40"):
+            break
+    else:
+        pytest.fail(f"ended with {process.wait()} before the signal")
+    process.send_signal(signal.SIGINT)
+    err = process.stderr.read()
+    assert process.wait(60) == 130, err
+    assert "Traceback" not in err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("xmodal: interrupted in epoch ") and last.endswith("continue with --resume --output part")
+    assert isinstance(load_run(tmp_path / "part", "cpu"), DCCA)
+    assert not (tmp_path / "part" / "model.pt").exists()
+    assert run(*options, "part", "--resume", "--json", "part.json")[0] == 0
+    assert run(*options, "whole", "--json", "whole.json")[0] == 0
+    assert json.loads(Path("part.json").read_text()) == json.loads(Path("whole.json").read_text())
+
+
+def test_linear_cca(run, file, tmp_path):
+    code, out, err = run("train", "linear-cca", "--data", file, "--output", "a", "--json", "a.json")
+    assert code == 0, err
+    figures = json.loads(Path("a.json").read_text())
+    assert figures["linear_cca"]["mean"]["recall@10"] > 3 * figures["linear_cca"]["chance"]["recall@10"]
+    assert "linear CCA" in out
+    assert isinstance(load_run("a"), LinearCCA)
+    assert run("evaluate", "a", "--json", "b.json")[0] == 0
+    assert json.loads(Path("b.json").read_text()) == figures
+
+
+def test_demo(run, tiny_glyphs):
+    code, out, err = run("demo", "--epochs", "2", "--device", "cpu", "--json", "demo.json", "--output", "demo")
+    assert code == 0, err
+    figures = json.loads(Path("demo.json").read_text())
+    assert list(figures) == ["linear_cca", "dcca"]
+    assert all(figures[model]["mean"].keys() == METRICS for model in figures)
+    assert figures == json.loads(Path("demo/metrics.json").read_text())
+    for word in ("linear CCA", "DCCA", "chance", "mAP", "R@1", "R@5", "R@10", "median rank", "demo/retrieval.png"):
+        assert word in out
+    assert run("demo", "--epochs", "1", "--device", "cpu", "--output", "demo")[0] == 0  # again: replaced
+
+
+@pytest.fixture
+def tiny_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = data.PairData(tiny_pairs(300, 0), tiny_pairs(60, 1), tiny_pairs(80, 2), "glyphs", ["low", "high"])
+    monkeypatch.setattr(data, "load", lambda name, **options: pairs)
+
+
+def test_info(run):
+    code, out, _ = run("info", "--json", "info.json")
+    assert code == 0
+    assert "trace_norm" in out
+    assert json.loads(Path("info.json").read_text()) == json.loads(json.dumps(build_info()))
+
+
+@pytest.mark.parametrize("command", [(), ("demo",), ("train",), ("train", "dcca"), ("evaluate",), ("info",)])
+def test_help(run, command):
+    code, out, _ = run(*command, "--help")
+    assert code == 0
+    assert "Usage" in out
+
+
+def test_bad_input_is_one_line_and_exit_code_2(run, file, tmp_path):
+    def refused(*args: str | Path, says: str) -> None:
+        code, _, err = run(*args)
+        assert code == 2, (args, err)
+        one_line(err, says)
+
+    Path("broken.npz").write_bytes(file.read_bytes()[:1000])
+    Path("file").write_text("")
+    holes = tiny_pairs(50, 0, features=True)
+    holes.image[17, 3] = float("nan")
+    np.savez("holes.npz", image=holes.image.numpy(), text=holes.text.numpy())
+    np.savez("other.npz", image=np.random.rand(50, 7), text=np.random.rand(50, 12))
+
+    refused(*train(Path("missing.npz")), says="missing.npz")
+    refused(*train(Path("broken.npz")), says="broken.npz")
+    refused(*train(Path("notes.txt")), says="notes.txt")
+    refused(*train(Path("holes.npz")), says="row 17")
+    refused(*train(file, "--font", "a.ttf"), says="--font does not go with --data")
+    refused("train", "dcca", "--data", "wikipedia", says="wikipedia needs path")
+    refused("train", "dcca", "--data", "wikipedia", "--path", "nowhere", says="nowhere: no such directory")
+    refused("train", "dcca", "--font", "missing.ttf", says="missing.ttf")
+    refused(*train(file, "--output", "file/run"), says="cannot write to the output directory file/run: Not a directory")
+    refused(*train(file, "--json", "file/a.json"), says="cannot write to the output directory file: ")
+    refused("demo", "--output", "file", says="cannot write to the output directory file: File exists")
+    refused(*train(file, "--epochs", "0"), says="epochs must be at least 1, got 0")
+    refused(*train(file, "--image-branch", "cnn"), says="image_branch must be mlp for images of shape (20,)")
+    refused("train", "dcca", "--resume", says="--resume needs --output")
+    refused("train", "dcca", "--resume", "--output", "nothing", says="nothing holds no run")
+    refused("evaluate", "nothing", says="nothing holds no run")
+    refused("train", "linear-cca", "--data", "holes.npz", says="row 17")
+
+    assert run(*train(file, "--output", "a"))[0] == 0
+    refused(*train(file, "--output", "a"), says="a holds a run already")
+    refused(*train(file, "--output", "a", "--resume", "--seed", "3"), says="seed is 0 there, got 3")
+    refused("evaluate", "a", "--data", "other.npz", says="image must have items of shape [20] for this run, got [7]")
+    refused("evaluate", "a", "--split", "all", says="split must be test, validation or train")
+    assert run(*train(file, "--output", "a", "--overwrite", "--epochs", "1"))[0] == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("command", [("demo",), ("train", "dcca")])
+def test_cuda_without_a_device(run, command, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("it loaded data"))
+    code, _, err = run(*command, "--device", "cuda")
+    assert code == 2
+    one_line(err, "device cuda is not available", "--device cpu")
+
+
+def test_usage_errors_are_code_2(run):
+    assert run("train", "dcca", "--epochs", "many")[0] == 2
+    assert run("trian")[0] == 2
+
+
+def test_without_the_extras_it_says_how_to_get_them(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "typer", None)
+    monkeypatch.delitem(sys.modules, "xmodal_ops.commands")
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == "xmodal needs typer: pip install 'xmodal-ops[train]'\n"
+
+
+def test_importing_the_package_loads_no_extras():
+    code = """import sys, xmodal_ops, xmodal_ops.models, xmodal_ops.nn
+print([m for m in ("lightning", "matplotlib", "sklearn", "scipy", "h5py", "typer", "rich") if m in sys.modules])"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out == "[]\n"
