@@ -11,6 +11,7 @@ if find_spec("xmodal_ops._C") is None:
 from . import _C
 from ._build import build_info
 from ._version import __version__
+from .nn import gradient_reversal
 from .ops import (
     Covariance,
     MinedTriplets,
@@ -37,6 +38,7 @@ __all__ = [
     "build_info",
     "canonical_correlations",
     "covariance",
+    "gradient_reversal",
     "max_violation_loss",
     "mine_triplets",
     "pack_labels",
