@@ -132,7 +132,8 @@ class ACMRConfig:
         return cls(**{**PRESETS[name], **PRESETS.get(f"{name} {data}", {}), **options})
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """The options as JSON has them."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ACMRConfig:
