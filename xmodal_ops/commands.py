@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from .data import DataError, PairData
+from .data import NAMES, DataError, PairData
 from .training import DCCAConfig, Interrupted, RunDirectory, UserError
 
 GLYPHS: dict[str, Any] = {"data": "glyphs"}
@@ -61,8 +61,10 @@ Seed = Annotated[int | None, _option("seed", "Of weights and batches. Equal seed
 Epochs = Annotated[int | None, _option("epochs", "Passes over the training pairs.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.", metavar="FILE")]
-Data = Annotated[str | None, typer.Option(help="glyphs, wikipedia, or a pair file: .npz, .h5, .mat.", metavar="DATA")]
-DataPath = Annotated[Path | None, typer.Option("--path", help="Where the files of wikipedia are.", metavar="DIR")]
+Data = Annotated[
+    str | None, typer.Option(help="glyphs, wikipedia, another name of docs/data.md, or a pair file.", metavar="DATA")
+]
+DataPath = Annotated[Path | None, typer.Option("--path", help="Where the files of a named set are.", metavar="DIR")]
 Font = Annotated[list[Path] | None, typer.Option(help="Draw the glyphs with this; may be repeated.", metavar="FILE")]
 Output = Annotated[Path | None, typer.Option(help="Run directory; runs/MODEL-DATA unless told.", metavar="DIR")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --output.")]
@@ -358,7 +360,7 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 def _source(data: str | None, path: Path | None, fonts: Sequence[Path] | None) -> dict[str, Any]:
     """Where the data are, as far as the command line says, in absolute paths: config.json keeps it."""
-    if data is not None and data not in ("glyphs", "wikipedia"):
+    if data is not None and data not in NAMES:
         data = str(Path(data).absolute())
     return _given(
         data=data, path=path and str(path.absolute()), fonts=[str(font.absolute()) for font in fonts] if fonts else None
@@ -405,7 +407,7 @@ def _load(source: Mapping[str, Any]) -> PairData:
 
     kind = source["data"]
     options = _given(path=source.get("path"), fonts=source.get("fonts"))
-    allowed = {"glyphs": "fonts", "wikipedia": "path"}.get(kind)
+    allowed = "fonts" if kind == "glyphs" else "path" if kind in NAMES else None
     for name, flag in (("path", "--path"), ("fonts", "--font")):
         if name in options and name != allowed:
             raise UserError(f"{flag} does not go with --data {kind}")

@@ -12,6 +12,7 @@ from xmodal_ops.training import (
     ACMRConfig,
     Interrupted,
     UserError,
+    embed,
     evaluate,
     load_run,
     report,
@@ -125,7 +126,12 @@ def test_several_seeds(tiny_features, tmp_path):
     assert summary["mean"]["map_all"] == pytest.approx((a + b) / 2)
     assert summary["deviation"]["mean"]["map_all"] == pytest.approx(abs(a - b) / 2**0.5)
     assert summary["seeds"] == [3, 4]
+    ensemble = summary.pop("ensemble")
     assert summary == summarise(single, [3, 4])
+    views = [embed(load_run(tmp_path / f"seed-{s}", "cpu"), tiny_features.test) for s in (3, 4)]
+    scores = sum(torch.nn.functional.cosine_similarity(v[:, None], t, dim=2) for v, t in views) / 2
+    right = (scores.argmax(1) == torch.arange(80)).double().mean().item()
+    assert ensemble["image_to_text"]["recall@1"] == pytest.approx(right)
     assert "±" in report.markdown({"acmr": summary})
 
 
@@ -172,8 +178,8 @@ def test_presets():
 def test_demo_preset_runs_and_leaves_the_label_predictor_alone(tiny_features, tmp_path):
     config = ACMRConfig.preset("demo", epochs=1, batch_size=50)
     result = train_acmr(tiny_features, config, tmp_path, device="cpu")
-    initial = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]["model.label_predictor.0.weight"]
-    assert torch.equal(result.model.label_predictor[0].weight, initial)
+    initial = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]["model.label_predictor.1.weight"]
+    assert torch.equal(result.model.label_predictor[1].weight, initial)
     assert result.metrics["mean"]["map_50_hits"] > 0
 
 

@@ -57,6 +57,7 @@ class ACMR(nn.Module):
             batch of 64, and does not give the margin; "mean" makes the weight independent of the batch.
         temperature: of L_pair.
         label_hidden, modality_hidden: units of the hidden layers of label predictor and modality classifier.
+        label_dropout: of the projections, before the label predictor.
         train_label_predictor: False leaves it as drawn, as the released code does.
         label_weight: w in 0..1. The retrieval space compares by (1 − w)·cos(S_V, S_T) + w·Σ_c p(c|v) p(c|t): 0 is the
             paper's. The sum is the probability that both have the same label, so w = 1 ranks by it.
@@ -82,6 +83,7 @@ class ACMR(nn.Module):
         reduction: str = "mean",
         temperature: float = 0.07,
         label_hidden: Sequence[int] = (),
+        label_dropout: float = 0.0,
         modality_hidden: Sequence[int] = (50,),
         label_weight: float = 0.0,
         train_label_predictor: bool = True,
@@ -101,12 +103,13 @@ class ACMR(nn.Module):
         self.options: dict[str, Any] = {
             "classes": classes, "dim": dim, "multi_label": multi_label, "invariance": invariance, **weights,
             "margin": margin, "gamma": gamma, "reduction": reduction, "temperature": temperature,
-            "label_hidden": list(label_hidden), "modality_hidden": list(modality_hidden),
-            "label_weight": label_weight, "train_label_predictor": train_label_predictor,
+            "label_hidden": list(label_hidden), "label_dropout": label_dropout,
+            "modality_hidden": list(modality_hidden), "label_weight": label_weight,
+            "train_label_predictor": train_label_predictor,
         }  # fmt: skip
         self.image_projector = image_projector
         self.text_projector = text_projector
-        self.label_predictor = _mlp([dim, *label_hidden, classes])
+        self.label_predictor = nn.Sequential(nn.Dropout(label_dropout), *_mlp([dim, *label_hidden, classes]))
         self.modality_classifier = _mlp([dim, *modality_hidden, 2])
         self.label_predictor.requires_grad_(train_label_predictor)
 
@@ -216,7 +219,8 @@ class ACMR(nn.Module):
         if w < 1:
             parts.append((1 - w) ** 0.5 * F.normalize(projection))
         if w > 0:
-            p = self.probabilities(projection)
+            with _evaluation(self.label_predictor):
+                p = self.probabilities(projection)
             # Sigmoids may make a vector as long as √C, a softmax none longer than 1.
             p = p / self.options["classes"] ** 0.5 if self.options["multi_label"] else p
             parts.append(w**0.5 * inner_product_form(p, side))

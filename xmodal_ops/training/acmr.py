@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from .. import retrieval
 from ..data import PairData, PairSet
 from ..models import ACMR
 from ..models.branches import build
@@ -18,7 +19,7 @@ from ..models.projector import Projector
 from . import report
 from .acmr_config import ACMRConfig, absent_classes, label_kind, projector_specs
 from .dcca import fit, weights_of
-from .evaluation import finish
+from .evaluation import embed, finish
 from .run import RunDirectory, UserError, check_shapes, pick_device
 
 if TYPE_CHECKING:
@@ -113,12 +114,13 @@ def train_acmr_seeds(
 ) -> dict[str, Any]:
     """One training for each seed, in ``output/seed-N``; the figures of all of them by :func:`summarise`.
 
+    Beside the mean of single seeds, "ensemble" holds the figures of all networks as one model.
     A seed draws weights, batches and all that is random in training. The validation pairs are the data's, the same
     for all. With ``resume``, finished seeds stay as they are.
     """
     results = []
-    for seed in seeds:
-        run = RunDirectory(Path(output) / f"seed-{seed}")
+    runs = [RunDirectory(Path(output) / f"seed-{seed}") for seed in seeds]
+    for seed, run in zip(seeds, runs):
         if rest.get("resume") and run.metrics.exists():
             results.append(run.read_metrics()["acmr"])
             continue
@@ -126,6 +128,11 @@ def train_acmr_seeds(
         options = {**rest, "resume": resume}
         results.append(train_acmr(data, replace(config, seed=seed), run.path, **options).metrics)
     summary = summarise(results, seeds)
+    if len(runs) > 1:
+        # One model of several networks: unit vectors side by side, so that a cosine is the mean of theirs.
+        views = [embed(ACMR.load(run.model), data.test) for run in runs]
+        image, text = (torch.cat(view, 1) for view in zip(*views))
+        summary["ensemble"] = dict(retrieval.evaluate(image, text, data.test.labels))
     top = RunDirectory(output)
     top.write(top.metrics, {"acmr": summary})
     return summary
@@ -149,7 +156,7 @@ def new_model(config: Mapping[str, Any]) -> ACMR:
     options = ACMRConfig.from_dict(config["options"])
     names = (
         "dim", "invariance", "alpha", "beta", "penalty", "pair_weight", "margin", "gamma", "reduction", "temperature",
-        "label_hidden", "modality_hidden", "label_weight", "train_label_predictor",
+        "label_hidden", "label_dropout", "modality_hidden", "label_weight", "train_label_predictor",
     )  # fmt: skip
     return ACMR(
         build(config["image_projector"]),

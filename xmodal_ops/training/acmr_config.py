@@ -22,7 +22,7 @@ from .run import UserError
 # `demo`: the released code, which deviates from the paper in everything set here: narrow projectors, a modality
 # classifier of two narrow hidden layers (linear there, tanh here) that is trained but never against the projectors,
 # a label predictor that stays as it was drawn, a loss hinged once on sums over the batch, other weights, no weight
-# penalty, Adam with β1 = 0.5. Its score, AP over the hits in the top 50, is `map_50_hits` of every evaluation.
+# penalty, Adam with β1 = 0.5. (Of the factors 100 and 50, the larger is taken for the labels here.) Its score, AP over the hits in the top 50, is `map_50_hits` of every evaluation.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "demo": {
@@ -30,7 +30,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "invariance": "batch_hinge", "alpha": 50.0, "beta": 100.0, "penalty": 0.0, "reversal": 0.0,
         "projector_steps": 1, "train_label_predictor": False, "beta1": 0.5, "epochs": 100,
     },
-    "best": {},
+    "best": {
+        "dim": 100, "image_hidden": (512,), "text_hidden": (200,), "image_features": "standard",
+        "text_features": "standard", "dropout": 0.5, "alpha": 0.01, "beta": 1.0, "penalty": 0.0, "label_weight": 1.0,
+        "reversal": 0.1, "projector_steps": 1, "learning_rate": 3e-4, "weight_decay": 0.5, "schedule": "one_cycle",
+        "mixup": 1.0, "epochs": 30, "patience": 0, "refit": True,
+    },
+    "best wikipedia": {
+        "image_features": "chi2", "text_features": "chi2", "image_input_dropout": 0.5, "text_input_dropout": 0.5,
+        "dropout": 0.7,
+    },
 }  # fmt: skip
 
 
@@ -42,7 +51,8 @@ class ACMRConfig:
     image_hidden, text_hidden   units of the projectors' hidden layers
     image_features, text_features   what precedes the projectors: none, standard, sqrt or chi2 (the latter for
                            histograms); pictures are seen by a small CNN instead, with image_hidden without effect
-    dropout, input_dropout after the projectors' hidden layers, and before the first
+    dropout, label_dropout after the projectors' hidden layers, and before the label predictor
+    image_input_dropout, text_input_dropout   before the projectors' first layers
     modality_hidden, label_hidden   units of the hidden layers of modality classifier and label predictor
     invariance             L_imi: structure (the paper's), or batch_hinge (the released code's)
     alpha, beta            weights of L_imi and L_imd
@@ -73,7 +83,9 @@ class ACMRConfig:
     image_features: str = "none"
     text_features: str = "none"
     dropout: float = 0.0
-    input_dropout: float = 0.0
+    image_input_dropout: float = 0.0
+    text_input_dropout: float = 0.0
+    label_dropout: float = 0.0
     modality_hidden: tuple[int, ...] = (50,)
     label_hidden: tuple[int, ...] = ()
     invariance: str = "structure"
@@ -110,7 +122,7 @@ class ACMRConfig:
         ):  # fmt: skip
             if not (value := getattr(self, name)) >= least:
                 raise UserError(f"{name} must be at least {least}, got {value}")
-        for name in ("dropout", "input_dropout", "smoothing", "beta1"):
+        for name in ("dropout", "image_input_dropout", "text_input_dropout", "label_dropout", "smoothing", "beta1"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise UserError(f"{name} must lie in 0..1, got {value}")
         if not 0 <= self.label_weight <= 1:
@@ -127,9 +139,9 @@ class ACMRConfig:
     @classmethod
     def preset(cls, name: str, data: str = "", **options: Any) -> ACMRConfig:
         """The options of a preset, for a data set where it has its own, with some of them changed."""
-        if name not in PRESETS:
-            raise UserError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
-        return cls(**{**PRESETS[name], **PRESETS.get(f"{name} {data}", {}), **options})
+        if name not in (names := [known for known in PRESETS if " " not in known]):
+            raise UserError(f"preset must be one of {', '.join(names)}, got {name!r}")
+        return cls(**{**PRESETS[name], **PRESETS.get(f"{name} {data.removesuffix('-1300')}", {}), **options})
 
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON has them."""
@@ -146,15 +158,16 @@ class ACMRConfig:
 def projector_specs(config: ACMRConfig, data: PairData) -> tuple[BranchSpec, BranchSpec]:
     """The projectors that suit the data: a small CNN for pictures, fully connected layers for features."""
     image, text = data.train.image, data.train.text
-    common = {"dropout": config.dropout, "input_dropout": config.input_dropout}
 
-    def projector(width: int, hidden: tuple[int, ...], features: str) -> BranchSpec:
+    def projector(width: int, hidden: tuple[int, ...], features: str, input_dropout: float) -> BranchSpec:
         arguments = {"in_features": width, "out_features": config.dim, "hidden": list(hidden), "features": features}
-        return {"name": "Projector", "arguments": {**arguments, **common}}
+        dropout = {"dropout": config.dropout, "input_dropout": input_dropout}
+        return {"name": "Projector", "arguments": {**arguments, **dropout}}
 
-    text_spec = projector(text.shape[1], config.text_hidden, config.text_features)
+    text_spec = projector(text.shape[1], config.text_hidden, config.text_features, config.text_input_dropout)
     if image.ndim == 2:
-        return projector(image.shape[1], config.image_hidden, config.image_features), text_spec
+        dropout = config.image_input_dropout
+        return projector(image.shape[1], config.image_hidden, config.image_features, dropout), text_spec
     channels, height, width = image.shape[1:]
     if height != width or height % 16:
         raise UserError(f"image must be square with a side that 16 divides, got {height}×{width}")
