@@ -22,7 +22,8 @@ from .run import UserError
 # `demo`: the released code, which deviates from the paper in everything set here: narrow projectors, a modality
 # classifier of two narrow hidden layers (linear there, tanh here) that is trained but never against the projectors,
 # a label predictor that stays as it was drawn, a loss hinged once on sums over the batch, other weights, no weight
-# penalty, Adam with β1 = 0.5. (Of the factors 100 and 50, the larger is taken for the labels here.) Its score, AP over the hits in the top 50, is `map_50_hits` of every evaluation.
+# penalty, Adam with β1 = 0.5. Of the factors 100 and 50, the larger is taken for the labels here. Its score, AP over the
+# hits in the top 50, is `map_50_hits` of every evaluation.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "demo": {
@@ -39,6 +40,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "best wikipedia": {
         "image_features": "chi2", "text_features": "chi2", "image_input_dropout": 0.5, "text_input_dropout": 0.5,
         "dropout": 0.7,
+    },
+    "best glyphs": {
+        "dim": 128, "text_hidden": (512,), "image_features": "none", "text_features": "none", "dropout": 0.2,
+        "beta": 0.5, "pair_weight": 1.0, "temperature": 0.1, "label_weight": 0.2, "learning_rate": 3e-3,
+        "weight_decay": 0.01, "mixup": 0.0, "epochs": 10, "batch_size": 512, "refit": False, "monitor": "recall@10",
     },
 }  # fmt: skip
 

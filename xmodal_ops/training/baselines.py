@@ -89,7 +89,7 @@ def semantic_matching(data: PairData, monitor: str, kind: str, seed: int = 0) ->
     one label, Σ_c p(c|v) p(c|t), whichever serves the validation split best.
     """
     labels = _labels(data)
-    strengths = (0.001, 0.01, 0.1, 1.0) if kind == "logistic" else (1, 3, 10)
+    strengths = (0.01, 0.1) if kind == "logistic" else (1, 10)
     train, validation, test = (_features(part) for part in (data.train, data.validation, data.test))
     views = []
     for side in range(2):
@@ -116,7 +116,7 @@ def _probabilities(
 
     model: Any
     if kind == "logistic":
-        model = LogisticRegression(C=strength, max_iter=200)
+        model = LogisticRegression(C=strength, max_iter=100)
         model = make_pipeline(StandardScaler(), OneVsRestClassifier(model) if labels.ndim == 2 else model)
     else:
         model = RandomForestClassifier(500, min_samples_leaf=int(strength), random_state=seed)
