@@ -22,7 +22,7 @@ from .run import UserError
 # `demo`: the released code, which deviates from the paper in everything set here: narrow projectors, a modality
 # classifier of two narrow hidden layers (linear there, tanh here) that is trained but never against the projectors,
 # a label predictor that stays as it was drawn, a loss hinged once on sums over the batch, other weights, no weight
-# penalty, Adam with β1 = 0.5. Of the factors 100 and 50, the larger is taken for the labels here. Its score, AP over the
+# penalty, Adam with β1 = 0.5. Of the factors 100 and 50, the larger is taken for the labels. Its score, AP over the
 # hits in the top 50, is `map_50_hits` of every evaluation.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
