@@ -70,6 +70,24 @@ def test_losses_are_those_of_the_paper(several):
     torch.testing.assert_close(got.embedding, 0.3 * imi + 0.7 * got.discrimination + 0.01 * norms)
 
 
+def test_members_are_networks_of_their_own_with_averaged_probabilities():
+    torch.manual_seed(0)
+    image, text, labels = batch()
+    projectors = [Projector(width, 6, hidden=(5,), members=3) for width in (10, 7)]
+    model = ACMR(*projectors, 4, dim=6, members=3, alpha=0.0, beta=1.0)
+    v, t = model(image, text)
+    for i, network in enumerate(model.image_projector.networks):
+        torch.testing.assert_close(network(image), v[:, 2 * i : 2 * i + 2])
+    parts = [
+        (head(v[:, 2 * i : 2 * i + 2]), head(t[:, 2 * i : 2 * i + 2])) for i, head in enumerate(model.label_predictor)
+    ]
+    torch.testing.assert_close(model.probabilities(v), sum(a.softmax(1) for a, _ in parts) / 3)
+    want = sum(F.cross_entropy(a, labels) + F.cross_entropy(b, labels) for a, b in parts) / 3
+    torch.testing.assert_close(model.losses(image, text, labels).discrimination, want)
+    with pytest.raises(ValueError, match="members must divide out_features, 6, got 4"):
+        Projector(10, 6, members=4)
+
+
 def test_pair_loss():
     model = make(pair_weight=0.5, temperature=0.2, alpha=0.0, beta=0.0)
     image, text, labels = batch()
@@ -134,7 +152,7 @@ def test_the_label_head_learns():
 def apart(**options) -> ACMR:
     """A model whose projections of texts lie off those of images."""
     model = make(**options)
-    nn.init.constant_(model.text_projector.layers[-2].bias, 1.0)
+    nn.init.constant_(model.text_projector.networks[0][-2].bias, 1.0)
     return model
 
 
@@ -265,7 +283,7 @@ def test_fitted_features_have_mean_zero_and_variance_one(features):
     layer = Projector(5, 3, features=features, hidden=())
     layer.fit(x)
     seen = []
-    layer.layers.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    layer.networks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     layer(x)
     live = seen[0][:, [i for i in range(seen[0].shape[1]) if i % 5 != 2]]
     torch.testing.assert_close(live.mean(0), torch.zeros(live.shape[1]), atol=1e-4, rtol=0)
@@ -295,6 +313,7 @@ def test_modality_loss_at_chance():
     ("options", "message"),
     [
         ({"classes": 1}, "classes must be at least 2, got 1"),
+        ({"members": 4}, "members must divide dim, 6, got 4"),
         ({"alpha": -1.0}, "alpha must be finite and >= 0, got -1.0"),
         ({"label_weight": 1.5}, "label_weight must lie in 0..1, got 1.5"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),

@@ -178,8 +178,8 @@ def test_presets():
 def test_demo_preset_runs_and_leaves_the_label_predictor_alone(tiny_features, tmp_path):
     config = ACMRConfig.preset("demo", epochs=1, batch_size=50)
     result = train_acmr(tiny_features, config, tmp_path, device="cpu")
-    initial = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]["model.label_predictor.1.weight"]
-    assert torch.equal(result.model.label_predictor[1].weight, initial)
+    initial = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]["model.label_predictor.0.1.weight"]
+    assert torch.equal(result.model.label_predictor[0][1].weight, initial)
     assert result.metrics["mean"]["map_50_hits"] > 0
 
 

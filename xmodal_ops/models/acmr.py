@@ -58,6 +58,8 @@ class ACMR(nn.Module):
         temperature: of L_pair.
         label_hidden, modality_hidden: units of the hidden layers of label predictor and modality classifier.
         label_dropout: of the projections, before the label predictor.
+        members: label predictors, each of its own share of the projection's columns; their probabilities are
+            averaged, their losses too. With projectors of as many members it is an ensemble in one model.
         train_label_predictor: False leaves it as drawn, as the released code does.
         label_weight: w in 0..1. The retrieval space compares by (1 − w)·cos(S_V, S_T) + w·Σ_c p(c|v) p(c|t): 0 is the
             paper's. The sum is the probability that both have the same label, so w = 1 ranks by it.
@@ -84,14 +86,17 @@ class ACMR(nn.Module):
         temperature: float = 0.07,
         label_hidden: Sequence[int] = (),
         label_dropout: float = 0.0,
+        members: int = 1,
         modality_hidden: Sequence[int] = (50,),
         label_weight: float = 0.0,
         train_label_predictor: bool = True,
     ) -> None:
         super().__init__()
-        for name, least, value in (("classes", 2, classes), ("dim", 1, dim)):
+        for name, least, value in (("classes", 2, classes), ("dim", 1, dim), ("members", 1, members)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
+        if dim % members:
+            raise ValueError(f"members must divide dim, {dim}, got {members}")
         if not 0 <= label_weight <= 1:
             raise ValueError(f"label_weight must lie in 0..1, got {label_weight}")
         if not temperature > 0:
@@ -103,13 +108,15 @@ class ACMR(nn.Module):
         self.options: dict[str, Any] = {
             "classes": classes, "dim": dim, "multi_label": multi_label, "invariance": invariance, **weights,
             "margin": margin, "gamma": gamma, "reduction": reduction, "temperature": temperature,
-            "label_hidden": list(label_hidden), "label_dropout": label_dropout,
+            "label_hidden": list(label_hidden), "label_dropout": label_dropout, "members": members,
             "modality_hidden": list(modality_hidden), "label_weight": label_weight,
             "train_label_predictor": train_label_predictor,
         }  # fmt: skip
         self.image_projector = image_projector
         self.text_projector = text_projector
-        self.label_predictor = nn.Sequential(nn.Dropout(label_dropout), *_mlp([dim, *label_hidden, classes]))
+        widths = [dim // members, *label_hidden, classes]
+        heads = (nn.Sequential(nn.Dropout(label_dropout), *_mlp(widths)) for _ in range(members))
+        self.label_predictor = nn.ModuleList(heads)
         self.modality_classifier = _mlp([dim, *modality_hidden, 2])
         self.label_predictor.requires_grad_(train_label_predictor)
 
@@ -169,11 +176,19 @@ class ACMR(nn.Module):
         return 2 * F.cross_entropy(logits, modality)
 
     def _label_loss(self, projection: Tensor, targets: Tensor) -> Tensor:
-        logits = self.label_predictor(projection)
-        targets = targets.to(logits.dtype)
-        if self.options["multi_label"]:
-            return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits)
-        return F.cross_entropy(logits, targets)
+        targets, members = targets.to(projection.dtype), self.options["members"]
+        losses = []
+        for logits in self._logits(projection):
+            if self.options["multi_label"]:
+                losses.append(F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits))
+            else:
+                losses.append(F.cross_entropy(logits, targets))
+        return torch.stack(losses).sum() / members
+
+    def _logits(self, projection: Tensor) -> list[Tensor]:
+        """(m, C) of every member."""
+        shares = projection.chunk(self.options["members"], 1)
+        return [head(share) for head, share in zip(self.label_predictor, shares)]
 
     def _pair_loss(self, image: Tensor, text: Tensor) -> Tensor:
         logits = F.normalize(image) @ F.normalize(text).T / self.options["temperature"]
@@ -192,8 +207,8 @@ class ACMR(nn.Module):
 
     def probabilities(self, projection: Tensor) -> Tensor:
         """What the label predictor makes of projections (m, dim): (m, C)."""
-        logits: Tensor = self.label_predictor(projection)
-        return logits.sigmoid() if self.options["multi_label"] else logits.softmax(1)
+        several = self.options["multi_label"]
+        return torch.stack([z.sigmoid() if several else z.softmax(1) for z in self._logits(projection)]).mean(0)
 
     def embed_image(self, image: Tensor, *, batch_size: int = 1024) -> Tensor:
         """Images in the retrieval space, (m, k) float32, without gradients, in evaluation mode."""

@@ -36,7 +36,8 @@ class Projector(Branch):
 
     ``features`` come first: "none"; "standard", brought to zero mean and unit variance; "sqrt" and "chi2", the square
     roots (Hellinger) or the additive χ² map of histograms, then so brought. The means and deviations are those of
-    the rows handed to :meth:`fit`. Dropout follows every hidden layer, ``input_dropout`` the features.
+    the rows handed to :meth:`fit`. Dropout follows every hidden layer, ``input_dropout`` the features. ``members``
+    networks side by side share out_features equally: an ensemble, each with hidden layers of its own.
 
     Input: (m, in_features) -> (m, out_features), within ±1 with tanh.
     """
@@ -51,10 +52,11 @@ class Projector(Branch):
         features: str = "none",
         dropout: float = 0.0,
         input_dropout: float = 0.0,
+        members: int = 1,
     ) -> None:
         super().__init__(
             in_features=in_features, out_features=out_features, hidden=list(hidden), activation=activation,
-            features=features, dropout=dropout, input_dropout=input_dropout,
+            features=features, dropout=dropout, input_dropout=input_dropout, members=members,
         )  # fmt: skip
         _checks.choice("features", features, FEATURES)
         _checks.choice("activation", activation, tuple(ACTIVATIONS))
@@ -62,11 +64,16 @@ class Projector(Branch):
         width = 5 * in_features if features == "chi2" else in_features
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
-        layers: list[nn.Module] = [nn.Dropout(input_dropout)]
-        widths = [width, *hidden, out_features]
-        for a, b in pairwise(widths):
-            layers += [nn.Linear(a, b), ACTIVATIONS[activation](), nn.Dropout(dropout)]
-        self.layers = nn.Sequential(*layers[:-1])
+        if members < 1 or out_features % members:
+            raise ValueError(f"members must divide out_features, {out_features}, got {members}")
+
+        def network() -> nn.Sequential:
+            layers: list[nn.Module] = [nn.Dropout(input_dropout)]
+            for a, b in pairwise([width, *hidden, out_features // members]):
+                layers += [nn.Linear(a, b), ACTIVATIONS[activation](), nn.Dropout(dropout)]
+            return nn.Sequential(*layers[:-1])
+
+        self.networks = nn.ModuleList(network() for _ in range(members))
 
     def _map(self, x: Tensor) -> Tensor:
         if self.features == "sqrt":
@@ -86,8 +93,8 @@ class Projector(Branch):
     scale: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layers((self._map(x) - self.mean) * self.scale)
-        return out
+        x = (self._map(x) - self.mean) * self.scale
+        return torch.cat([network(x) for network in self.networks], 1)
 
 
 BRANCHES["Projector"] = Projector

@@ -39,7 +39,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "best wikipedia": {
         "image_features": "chi2", "text_features": "chi2", "image_input_dropout": 0.5, "text_input_dropout": 0.5,
-        "dropout": 0.7,
+        "dropout": 0.7, "dim": 500, "members": 5, "epochs": 16,
     },
     "best glyphs": {
         "dim": 128, "text_hidden": (512,), "image_features": "none", "text_features": "none", "dropout": 0.2,
@@ -58,6 +58,8 @@ class ACMRConfig:
     image_features, text_features   what precedes the projectors: none, standard, sqrt or chi2 (the latter for
                            histograms); pictures are seen by a small CNN instead, with image_hidden without effect
     dropout, label_dropout after the projectors' hidden layers, and before the label predictor
+    members                networks side by side in either projector, each with its own label predictor: an ensemble
+                           in one model. They share dim; a CNN is one network, whose outputs the members share
     image_input_dropout, text_input_dropout   before the projectors' first layers
     modality_hidden, label_hidden   units of the hidden layers of modality classifier and label predictor
     invariance             L_imi: structure (the paper's), or batch_hinge (the released code's)
@@ -92,6 +94,7 @@ class ACMRConfig:
     image_input_dropout: float = 0.0
     text_input_dropout: float = 0.0
     label_dropout: float = 0.0
+    members: int = 1
     modality_hidden: tuple[int, ...] = (50,)
     label_hidden: tuple[int, ...] = ()
     invariance: str = "structure"
@@ -123,14 +126,16 @@ class ACMRConfig:
     def __post_init__(self) -> None:
         for name, least in (
             ("epochs", 1), ("batch_size", 2), ("dim", 1), ("patience", 0), ("seed", 0), ("projector_steps", 1),
-            ("alpha", 0), ("beta", 0), ("penalty", 0), ("margin", 0), ("gamma", 0), ("pair_weight", 0), ("mixup", 0),
-            ("reversal", 0), ("weight_decay", 0),
+            ("members", 1), ("alpha", 0), ("beta", 0), ("penalty", 0), ("margin", 0), ("gamma", 0), ("pair_weight", 0),
+            ("mixup", 0), ("reversal", 0), ("weight_decay", 0),
         ):  # fmt: skip
             if not (value := getattr(self, name)) >= least:
                 raise UserError(f"{name} must be at least {least}, got {value}")
         for name in ("dropout", "image_input_dropout", "text_input_dropout", "label_dropout", "smoothing", "beta1"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise UserError(f"{name} must lie in 0..1, got {value}")
+        if self.dim % self.members:
+            raise UserError(f"members must divide dim, {self.dim}, got {self.members}")
         if not 0 <= self.label_weight <= 1:
             raise UserError(f"label_weight must lie in 0..1, got {self.label_weight}")
         for name, allowed in (
@@ -167,7 +172,7 @@ def projector_specs(config: ACMRConfig, data: PairData) -> tuple[BranchSpec, Bra
 
     def projector(width: int, hidden: tuple[int, ...], features: str, input_dropout: float) -> BranchSpec:
         arguments = {"in_features": width, "out_features": config.dim, "hidden": list(hidden), "features": features}
-        dropout = {"dropout": config.dropout, "input_dropout": input_dropout}
+        dropout = {"dropout": config.dropout, "input_dropout": input_dropout, "members": config.members}
         return {"name": "Projector", "arguments": {**arguments, **dropout}}
 
     text_spec = projector(text.shape[1], config.text_hidden, config.text_features, config.text_input_dropout)
