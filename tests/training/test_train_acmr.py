@@ -26,7 +26,7 @@ from xmodal_ops.training.benchmark import benchmark
 from xmodal_ops.training.lightning import StepCallback
 
 CONFIG = ACMRConfig(
-    epochs=3, batch_size=50, dim=8, image_hidden=(16,), text_hidden=(12,), image_features="standard", dropout=0.1,
+    epochs=3, batch_size=50, dim=8, image_hidden=(16,), text_hidden=(12,), image_features="standard", image_dropout=0.1,
     beta=1.0, label_weight=0.5, learning_rate=1e-2, mixup=0.5, smoothing=0.1, projector_steps=2, patience=0,
 )  # fmt: skip
 
@@ -169,8 +169,8 @@ def test_presets():
         assert ACMRConfig.from_dict(json.loads(json.dumps(preset.to_dict()))) == preset
     with pytest.raises(UserError, match="preset must be one of paper, demo, best, got 'fast'"):
         ACMRConfig.preset("fast")
-    with pytest.raises(UserError, match=r"dropout must lie in 0\.\.1, got 1"):
-        ACMRConfig(dropout=1)
+    with pytest.raises(UserError, match=r"text_dropout must lie in 0\.\.1, got 1"):
+        ACMRConfig(text_dropout=1)
     with pytest.raises(UserError, match="alpha must be at least 0, got -1"):
         ACMRConfig(alpha=-1)
 

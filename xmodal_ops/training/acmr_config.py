@@ -33,16 +33,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "best": {
         "dim": 100, "image_hidden": (512,), "text_hidden": (200,), "image_features": "standard",
-        "text_features": "standard", "dropout": 0.5, "alpha": 0.01, "beta": 1.0, "penalty": 0.0, "label_weight": 1.0,
-        "reversal": 0.1, "projector_steps": 1, "learning_rate": 3e-4, "weight_decay": 0.5, "schedule": "one_cycle",
-        "mixup": 1.0, "epochs": 30, "patience": 0, "refit": True,
+        "text_features": "standard", "image_dropout": 0.5, "text_dropout": 0.5, "alpha": 0.01, "beta": 1.0,
+        "penalty": 0.0, "label_weight": 1.0, "reversal": 0.1, "projector_steps": 1, "learning_rate": 3e-4,
+        "weight_decay": 0.5, "schedule": "one_cycle", "mixup": 1.0, "epochs": 30, "patience": 0, "refit": True,
     },
     "best wikipedia": {
-        "image_features": "chi2", "text_features": "chi2", "image_input_dropout": 0.5, "text_input_dropout": 0.5,
-        "dropout": 0.7, "dim": 500, "members": 5, "epochs": 16,
+        "image_features": "chi2", "text_features": "chi2", "image_input_dropout": 0.5, "text_input_dropout": 0.1,
+        "image_dropout": 0.7, "dim": 500, "members": 5, "epochs": 24,
     },
     "best glyphs": {
-        "dim": 128, "text_hidden": (512,), "image_features": "none", "text_features": "none", "dropout": 0.2,
+        "dim": 128, "text_hidden": (512,), "image_features": "none", "text_features": "none", "text_dropout": 0.2,
         "beta": 0.5, "pair_weight": 1.0, "temperature": 0.1, "label_weight": 0.2, "learning_rate": 3e-3,
         "weight_decay": 0.01, "mixup": 0.0, "epochs": 10, "batch_size": 512, "refit": False, "monitor": "recall@10",
     },
@@ -57,7 +57,8 @@ class ACMRConfig:
     image_hidden, text_hidden   units of the projectors' hidden layers
     image_features, text_features   what precedes the projectors: none, standard, sqrt or chi2 (the latter for
                            histograms); pictures are seen by a small CNN instead, with image_hidden without effect
-    dropout, label_dropout after the projectors' hidden layers, and before the label predictor
+    image_dropout, text_dropout   after the projectors' hidden layers
+    label_dropout          before the label predictor
     members                networks side by side in either projector, each with its own label predictor: an ensemble
                            in one model. They share dim; a CNN is one network, whose outputs the members share
     image_input_dropout, text_input_dropout   before the projectors' first layers
@@ -90,7 +91,8 @@ class ACMRConfig:
     text_hidden: tuple[int, ...] = (500,)
     image_features: str = "none"
     text_features: str = "none"
-    dropout: float = 0.0
+    image_dropout: float = 0.0
+    text_dropout: float = 0.0
     image_input_dropout: float = 0.0
     text_input_dropout: float = 0.0
     label_dropout: float = 0.0
@@ -131,7 +133,15 @@ class ACMRConfig:
         ):  # fmt: skip
             if not (value := getattr(self, name)) >= least:
                 raise UserError(f"{name} must be at least {least}, got {value}")
-        for name in ("dropout", "image_input_dropout", "text_input_dropout", "label_dropout", "smoothing", "beta1"):
+        for name in (
+            "image_dropout",
+            "text_dropout",
+            "image_input_dropout",
+            "text_input_dropout",
+            "label_dropout",
+            "smoothing",
+            "beta1",
+        ):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise UserError(f"{name} must lie in 0..1, got {value}")
         if self.dim % self.members:
@@ -170,14 +180,16 @@ def projector_specs(config: ACMRConfig, data: PairData) -> tuple[BranchSpec, Bra
     """The projectors that suit the data: a small CNN for pictures, fully connected layers for features."""
     image, text = data.train.image, data.train.text
 
-    def projector(width: int, hidden: tuple[int, ...], features: str, input_dropout: float) -> BranchSpec:
+    def projector(width: int, hidden: tuple[int, ...], features: str, dropout: tuple[float, float]) -> BranchSpec:
         arguments = {"in_features": width, "out_features": config.dim, "hidden": list(hidden), "features": features}
-        dropout = {"dropout": config.dropout, "input_dropout": input_dropout, "members": config.members}
-        return {"name": "Projector", "arguments": {**arguments, **dropout}}
+        rest = {"dropout": dropout[0], "input_dropout": dropout[1], "members": config.members}
+        return {"name": "Projector", "arguments": {**arguments, **rest}}
 
-    text_spec = projector(text.shape[1], config.text_hidden, config.text_features, config.text_input_dropout)
+    text_spec = projector(
+        text.shape[1], config.text_hidden, config.text_features, (config.text_dropout, config.text_input_dropout)
+    )
     if image.ndim == 2:
-        dropout = config.image_input_dropout
+        dropout = (config.image_dropout, config.image_input_dropout)
         return projector(image.shape[1], config.image_hidden, config.image_features, dropout), text_spec
     channels, height, width = image.shape[1:]
     if height != width or height % 16:
