@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.kernel_approximation import AdditiveChi2Sampler
+from sklearn.metrics.pairwise import chi2_kernel
 from torch import nn
 from torch.nn import functional as F
 
@@ -274,6 +275,23 @@ def test_chi2_map_is_scikit_learn_s():
     got = additive_chi2(x)
     want = AdditiveChi2Sampler(sample_steps=3, sample_interval=0.5).fit_transform(x.numpy())
     np.testing.assert_allclose(got.numpy(), want, atol=1e-12)
+
+
+def test_kernel_features_have_the_kernel_as_inner_products():
+    torch.manual_seed(0)
+    x = torch.distributions.Dirichlet(torch.full((6,), 0.7)).sample((50,))
+    layer = Projector(6, 3, features="kernel", hidden=(), landmarks=50).double()
+    layer.fit(x.double())
+    seen = []
+    layer.networks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    layer(x.double())
+    got, maps = seen[0] @ seen[0].T / 100, additive_chi2(x.double())
+    torch.testing.assert_close(got, torch.exp(-2 * torch.cdist(maps, maps).square()), atol=1e-4, rtol=0)
+    np.testing.assert_allclose(got, chi2_kernel(x.double().numpy(), gamma=2), atol=0.05)
+    with pytest.raises(ValueError, match="landmarks must be at least 1 with kernel features, got 0"):
+        Projector(6, 3, features="kernel")
+    with pytest.raises(ValueError, match="x must have at least as many rows as landmarks, 50, got 9"):
+        layer.fit(x[:9])
 
 
 @pytest.mark.parametrize("features", ["standard", "sqrt", "chi2"])

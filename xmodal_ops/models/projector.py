@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import _checks
 from .branches import BRANCHES, Branch
 
-FEATURES = ("none", "standard", "sqrt", "chi2")
+FEATURES = ("none", "standard", "sqrt", "chi2", "kernel")
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
@@ -34,10 +34,16 @@ def additive_chi2(x: Tensor, *, steps: int = 3, interval: float = 0.5) -> Tensor
 class Projector(Branch):
     """Fully connected layers with an activation after each, the last one too: V→2000→200 with tanh in ACMR's paper.
 
-    ``features`` come first: "none"; "standard", brought to zero mean and unit variance; "sqrt" and "chi2", the square
-    roots (Hellinger) or the additive χ² map of histograms, then so brought. The means and deviations are those of
-    the rows handed to :meth:`fit`. Dropout follows every hidden layer, ``input_dropout`` the features. ``members``
-    networks side by side share out_features equally: an ensemble, each with hidden layers of its own.
+    ``features`` come first:
+        "none"
+        "standard"        zero mean and unit variance
+        "sqrt", "chi2"    the square roots (Hellinger) or the additive χ² map of histograms, then so standardised
+        "kernel"          10·K⁻¹ᐟ² (k(x, z₁), k(x, z₂), …) with the exponential χ² kernel of histograms, k(x, z) =
+                          exp(−2·Σ (x − z)² / (x + z)), and K its matrix of ``landmarks`` rows z (Nyström, by way of
+                          the additive map): inner products are 100·k where the landmarks tell all
+    Means, deviations and landmarks are those of the rows handed to :meth:`fit`. Dropout follows every hidden layer,
+    ``input_dropout`` the features. ``members`` networks side by side share out_features equally: an ensemble, each
+    with hidden layers of its own.
 
     Input: (m, in_features) -> (m, out_features), within ±1 with tanh.
     """
@@ -53,17 +59,25 @@ class Projector(Branch):
         dropout: float = 0.0,
         input_dropout: float = 0.0,
         members: int = 1,
+        landmarks: int = 0,
     ) -> None:
         super().__init__(
             in_features=in_features, out_features=out_features, hidden=list(hidden), activation=activation,
-            features=features, dropout=dropout, input_dropout=input_dropout, members=members,
+            features=features, dropout=dropout, input_dropout=input_dropout, members=members, landmarks=landmarks,
         )  # fmt: skip
         _checks.choice("features", features, FEATURES)
         _checks.choice("activation", activation, tuple(ACTIVATIONS))
         self.features = features
         width = 5 * in_features if features == "chi2" else in_features
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(width))
+        if features == "kernel":
+            if landmarks < 1:
+                raise ValueError(f"landmarks must be at least 1 with kernel features, got {landmarks}")
+            width = landmarks
+            self.register_buffer("landmarks", torch.zeros(landmarks, 5 * in_features))
+            self.register_buffer("root", torch.zeros(landmarks, landmarks))
+        else:
+            self.register_buffer("mean", torch.zeros(width))
+            self.register_buffer("scale", torch.ones(width))
         if members < 1 or out_features % members:
             raise ValueError(f"members must divide out_features, {out_features}, got {members}")
 
@@ -75,6 +89,11 @@ class Projector(Branch):
 
         self.networks = nn.ModuleList(network() for _ in range(members))
 
+    def _kernel(self, x: Tensor) -> Tensor:
+        """k of rows of additive χ² features with the landmarks."""
+        square = x.square().sum(1, keepdim=True) + self.landmarks.square().sum(1) - 2 * x @ self.landmarks.T
+        return torch.exp(-2 * square.clamp(min=0))
+
     def _map(self, x: Tensor) -> Tensor:
         if self.features == "sqrt":
             return x.clamp(min=0).sqrt()
@@ -83,7 +102,15 @@ class Projector(Branch):
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
         """Takes means and deviations from the rows of x (m, in_features), m >= 2."""
-        if self.features != "none":
+        if self.features == "kernel":
+            if len(x) < len(self.landmarks):
+                raise ValueError(f"x must have at least as many rows as landmarks, {len(self.landmarks)}, got {len(x)}")
+            chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: len(self.landmarks)]
+            self.landmarks.copy_(additive_chi2(x[chosen].to(self.landmarks)))
+            values, vectors = torch.linalg.eigh(self._kernel(self.landmarks).double())
+            inverse = torch.where(values > 1e-5 * values[-1], values.clamp(min=1e-30).rsqrt(), 0.0)
+            self.root.copy_(10 * vectors * inverse @ vectors.T)
+        elif self.features != "none":
             deviation, mean = torch.std_mean(self._map(x.to(self.mean.device)).double(), 0)
             self.mean.copy_(mean)
             # A constant feature stays as it is, 0 after centring.
@@ -91,9 +118,14 @@ class Projector(Branch):
 
     mean: Tensor
     scale: Tensor
+    landmarks: Tensor
+    root: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        x = (self._map(x) - self.mean) * self.scale
+        if self.features == "kernel":
+            x = self._kernel(additive_chi2(x)) @ self.root
+        else:
+            x = (self._map(x) - self.mean) * self.scale
         return torch.cat([network(x) for network in self.networks], 1)
 
 

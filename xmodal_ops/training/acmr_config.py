@@ -38,8 +38,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "weight_decay": 0.5, "schedule": "one_cycle", "mixup": 1.0, "epochs": 30, "patience": 0, "refit": True,
     },
     "best wikipedia": {
-        "image_features": "chi2", "text_features": "chi2", "image_input_dropout": 0.5, "text_input_dropout": 0.1,
-        "image_dropout": 0.7, "dim": 500, "members": 5, "epochs": 24,
+        "image_features": "kernel", "image_hidden": (), "text_features": "chi2", "text_input_dropout": 0.1,
+        "dim": 512, "label_dropout": 0.7, "epochs": 20,
     },
     "best glyphs": {
         "dim": 128, "text_hidden": (512,), "image_features": "none", "text_features": "none", "text_dropout": 0.2,
@@ -55,12 +55,13 @@ class ACMRConfig:
 
     dim                    of the common space
     image_hidden, text_hidden   units of the projectors' hidden layers
-    image_features, text_features   what precedes the projectors: none, standard, sqrt or chi2 (the latter for
-                           histograms); pictures are seen by a small CNN instead, with image_hidden without effect
+    image_features, text_features   what precedes the projectors: none, standard, or for histograms sqrt, chi2,
+                           kernel; pictures are seen by a small CNN instead, with image_hidden without effect
     image_dropout, text_dropout   after the projectors' hidden layers
     label_dropout          before the label predictor
     members                networks side by side in either projector, each with its own label predictor: an ensemble
                            in one model. They share dim; a CNN is one network, whose outputs the members share
+    landmarks              training rows that kernel features refer to, at most
     image_input_dropout, text_input_dropout   before the projectors' first layers
     modality_hidden, label_hidden   units of the hidden layers of modality classifier and label predictor
     invariance             L_imi: structure (the paper's), or batch_hinge (the released code's)
@@ -97,6 +98,7 @@ class ACMRConfig:
     text_input_dropout: float = 0.0
     label_dropout: float = 0.0
     members: int = 1
+    landmarks: int = 2000
     modality_hidden: tuple[int, ...] = (50,)
     label_hidden: tuple[int, ...] = ()
     invariance: str = "structure"
@@ -128,7 +130,8 @@ class ACMRConfig:
     def __post_init__(self) -> None:
         for name, least in (
             ("epochs", 1), ("batch_size", 2), ("dim", 1), ("patience", 0), ("seed", 0), ("projector_steps", 1),
-            ("members", 1), ("alpha", 0), ("beta", 0), ("penalty", 0), ("margin", 0), ("gamma", 0), ("pair_weight", 0),
+            ("members", 1), ("landmarks", 1),
+            ("alpha", 0), ("beta", 0), ("penalty", 0), ("margin", 0), ("gamma", 0), ("pair_weight", 0),
             ("mixup", 0), ("reversal", 0), ("weight_decay", 0),
         ):  # fmt: skip
             if not (value := getattr(self, name)) >= least:
@@ -183,6 +186,8 @@ def projector_specs(config: ACMRConfig, data: PairData) -> tuple[BranchSpec, Bra
     def projector(width: int, hidden: tuple[int, ...], features: str, dropout: tuple[float, float]) -> BranchSpec:
         arguments = {"in_features": width, "out_features": config.dim, "hidden": list(hidden), "features": features}
         rest = {"dropout": dropout[0], "input_dropout": dropout[1], "members": config.members}
+        if features == "kernel":
+            rest["landmarks"] = min(len(data.train), config.landmarks)
         return {"name": "Projector", "arguments": {**arguments, **rest}}
 
     text_spec = projector(
