@@ -13,6 +13,7 @@ from ._build import build_info
 from ._version import __version__
 from .large_batch import large_batch_loss
 from .moments import MomentAccumulator
+from .nn import gradient_reversal
 from .ops import (
     Covariance,
     MinedTriplets,
@@ -40,6 +41,7 @@ __all__ = [
     "build_info",
     "canonical_correlations",
     "covariance",
+    "gradient_reversal",
     "large_batch_loss",
     "max_violation_loss",
     "mine_triplets",

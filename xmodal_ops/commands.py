@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from .data import DataError, PairData
+from .data import NAMES, DataError, PairData
 from .training import DCCAConfig, Interrupted, RunDirectory, UserError
 
 GLYPHS: dict[str, Any] = {"data": "glyphs"}
@@ -46,7 +46,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Cross-modal retrieval of images and text: linear CCA and deep CCA.",
+    help="Cross-modal retrieval of images and text: linear CCA, deep CCA, ACMR.",
 )
 train = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Train a model on image-text pairs.")
 app.add_typer(train, name="train")
@@ -61,8 +61,10 @@ Seed = Annotated[int | None, _option("seed", "Of weights and batches. Equal seed
 Epochs = Annotated[int | None, _option("epochs", "Passes over the training pairs.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.", metavar="FILE")]
-Data = Annotated[str | None, typer.Option(help="glyphs, wikipedia, or a pair file: .npz, .h5, .mat.", metavar="DATA")]
-DataPath = Annotated[Path | None, typer.Option("--path", help="Where the files of wikipedia are.", metavar="DIR")]
+Data = Annotated[
+    str | None, typer.Option(help="glyphs, wikipedia, another name of docs/data.md, or a pair file.", metavar="DATA")
+]
+DataPath = Annotated[Path | None, typer.Option("--path", help="Where the files of a named set are.", metavar="DIR")]
 Font = Annotated[list[Path] | None, typer.Option(help="Draw the glyphs with this; may be repeated.", metavar="FILE")]
 Output = Annotated[Path | None, typer.Option(help="Run directory; runs/MODEL-DATA unless told.", metavar="DIR")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --output.")]
@@ -193,6 +195,117 @@ def linear_cca_command(
     _say(f"retrieved items: {run.retrieval}", out)
 
 
+@train.command("acmr")
+def train_acmr_command(
+    data: Data = None,
+    path: DataPath = None,
+    font: Font = None,
+    output: Output = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run, or the runs, in --output.")] = False,
+    overwrite: Overwrite = False,
+    preset: Annotated[str, typer.Option(help="paper, demo (as the released code does) or best.")] = "best",
+    seed: Annotated[int, typer.Option(help="Of weights and batches; the first of several.")] = 0,
+    seeds: Annotated[int, typer.Option(help="Train so many seeds, and report mean and deviation.")] = 1,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training pairs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pairs per step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of Adam; the peak of a one-cycle schedule.")] = None,
+    reversal: Annotated[float | None, typer.Option(help="Strength of the adversary; 0 switches it off.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Stop after epochs without progress; 0: never.")] = None,
+    monitor: Monitor = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--set", help="Any option of ACMRConfig; may be repeated.", metavar="NAME=VALUE")
+    ] = None,
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """Train adversarial cross-modal retrieval on labelled pairs, and retrieve the test split with its best epoch.
+
+    Examples:
+
+    [bold]xmodal train acmr --data wikipedia --path DIR --seeds 5 --json acmr.json[/bold]
+
+    [bold]xmodal train acmr --data wikipedia --path DIR --preset paper --set alpha=0.05[/bold]
+
+    [bold]xmodal train acmr --resume --output runs/acmr-glyphs[/bold]
+    """
+    from .training import ACMRConfig, train_acmr, train_acmr_seeds
+
+    options = _given(
+        epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, reversal=reversal, patience=patience,
+        monitor=monitor,
+    )  # fmt: skip
+    options |= dict(_assignment(text) for text in option or ())
+    if seeds < 1:
+        raise UserError(f"--seeds must be at least 1, got {seeds}")
+    source = _source(data, path, font)
+    if resume:
+        if output is None:
+            raise UserError("--resume needs --output DIR, the run to continue")
+        first = output if RunDirectory(output).config.exists() else output / f"seed-{seed}"
+        saved = RunDirectory(first).read_config()
+        _same({**saved["options"], **saved["data"]}, {**options, **source}, free={"epochs"})
+        source = saved["data"]
+        config = ACMRConfig.from_dict({**saved["options"], **_given(epochs=epochs)})
+        run = _prepare(output, json_file, device)
+    else:
+        source = {**GLYPHS, **source}
+        try:
+            config = ACMRConfig.preset(preset, source["data"], **{"seed": seed, **options})
+        except TypeError as error:
+            raise UserError(f"--set: {error}") from None
+        run = _new_run("acmr", source, output, overwrite, json_file, device)
+    pairs = _load(source)
+    rest: dict[str, Any] = {"source": source, "device": device, "resume": resume, "console": err}
+    if seeds > 1:
+        metrics = train_acmr_seeds(pairs, config, run.path, range(seed, seed + seeds), **rest)
+        _show({"acmr": metrics}, pairs, "test", json_file)
+        return
+    result = train_acmr(pairs, config, run.path, **rest)
+    _show({"acmr": result.metrics}, pairs, "test", json_file)
+    line = f"best epoch {result.best_epoch} of {len(result.history)}; the common space: {run.space}"
+    _say(f"{line}; retrieved items: {run.retrieval}", out)
+
+
+@app.command()
+def benchmark(
+    data: Data = None,
+    path: DataPath = None,
+    font: Font = None,
+    output: Annotated[Path, typer.Option(help="Where the runs of the models go.")] = Path("runs/benchmark"),
+    models: Annotated[list[str] | None, typer.Option("--model", help="Only this; may be repeated.")] = None,
+    seeds: Annotated[int, typer.Option(help="Of DCCA and ACMR: means and deviations over so many.")] = 1,
+    monitor: Annotated[str, typer.Option(help="The validation figure that decides.")] = "map_all",
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """Baselines and models on one data set, in one table: chance, linear CCA, three-view CCA with labels, semantic
+    matching (logistic, random forest), DCCA, ACMR.
+
+    Example: [bold]xmodal benchmark --data wikipedia --path DIR --seeds 5 --json benchmark.json[/bold]
+    """
+    from .training import report
+    from .training.benchmark import benchmark as run_benchmark
+
+    if seeds < 1:
+        raise UserError(f"--seeds must be at least 1, got {seeds}")
+    run = _prepare(output, json_file, device)
+    source = {**GLYPHS, **_source(data, path, font)}
+    pairs = _load(source)
+    result = run_benchmark(
+        pairs, output=run.path, seeds=range(seeds), models=models, monitor=monitor, source=source, device=device,
+        on_model=lambda name: _say(report.NAMES[name]),
+    )  # fmt: skip
+    protocol = result["protocol"]
+    sizes = "/".join(f"{count:,}" for count in protocol["pairs"].values())
+    title = (
+        f"{pairs.name}: {sizes} pairs for training/validation/test, gallery of {protocol['gallery']:,}, "
+        f"chosen by {protocol['chosen_by']}, seeds {', '.join(map(str, protocol['seeds']))}"
+    )
+    out.print(report.table(result["models"], title))
+    if json_file is not None:
+        _write(json_file, result)
+
+
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Directory of a run.", metavar="RUN")],
@@ -235,9 +348,20 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def _assignment(text: str) -> tuple[str, Any]:
+    """NAME=VALUE; the value is JSON, or else a word."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UserError(f"--set must be NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
 def _source(data: str | None, path: Path | None, fonts: Sequence[Path] | None) -> dict[str, Any]:
     """Where the data are, as far as the command line says, in absolute paths: config.json keeps it."""
-    if data is not None and data not in ("glyphs", "wikipedia"):
+    if data is not None and data not in NAMES:
         data = str(Path(data).absolute())
     return _given(
         data=data, path=path and str(path.absolute()), fonts=[str(font.absolute()) for font in fonts] if fonts else None
@@ -284,7 +408,7 @@ def _load(source: Mapping[str, Any]) -> PairData:
 
     kind = source["data"]
     options = _given(path=source.get("path"), fonts=source.get("fonts"))
-    allowed = {"glyphs": "fonts", "wikipedia": "path"}.get(kind)
+    allowed = "fonts" if kind == "glyphs" else "path" if kind in NAMES else None
     for name, flag in (("path", "--path"), ("fonts", "--font")):
         if name in options and name != allowed:
             raise UserError(f"{flag} does not go with --data {kind}")

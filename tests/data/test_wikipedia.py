@@ -96,3 +96,14 @@ def test_real_files():
     counts = (data.train.labels.bincount(), data.validation.labels.bincount())
     assert torch.all((counts[0] / 4 - counts[1]).abs() <= 1.5)
     assert data.test.labels.bincount().tolist() == [34, 88, 96, 85, 65, 58, 51, 41, 71, 104]
+
+
+def test_the_split_of_the_paper_is_one_rule(directory):
+    a, b = (load("wikipedia-1300", path=directory, seed=seed) for seed in (0, 1))
+    n = sum(len(part) for part in (a.train, a.validation, a.test))
+    official = load("wikipedia", path=directory)
+    assert n == sum(len(part) for part in (official.train, official.validation, official.test))
+    assert len(a.test) == round(1566 / 2866 * n)
+    assert a.test.names == b.test.names
+    names = [*a.train.names, *a.validation.names, *a.test.names]
+    assert len(set(names)) == n

@@ -7,28 +7,41 @@ from typing import Any
 
 from .pairs import DataError, PairData, PairSet
 
-__all__ = ["DataError", "PairData", "PairSet", "load"]
+__all__ = ["NAMES", "DataError", "PairData", "PairSet", "load"]
+
+NAMES = (
+    "glyphs", "wikipedia", "wikipedia-1300", "pascal-sentence", "nus-wide-10k", "xmedia", "iapr-tc12", "coco",
+    "flickr8k", "flickr30k",
+)  # fmt: skip
 
 
 def load(name: str | os.PathLike[str], **options: Any) -> PairData:
-    """A data set by its name, "glyphs" or "wikipedia", or a pair file (npz, HDF5, mat) by its path.
+    """A data set by its name, one of NAMES, or a pair file (npz, HDF5, mat) by its path.
 
-    `options` go to glyphs.load, wikipedia.load (which needs `path`, its directory) or files.read; `seed` is
-    common to all.
+    `options` go to glyphs.load, wikipedia.load or collections.load (which need `path`, the directory or file), or
+    files.read; `seed` is common to all. "wikipedia-1300" is the split of 1,300 and 1,566 pairs.
     """
     if name == "glyphs":
         from . import glyphs
 
         return glyphs.load(**options)
-    if name == "wikipedia":
+    if name in ("wikipedia", "wikipedia-1300"):
         from . import wikipedia
 
         if options.get("path") is None:
-            raise ValueError("wikipedia needs path, the directory of raw_features.mat and its lists, got none")
-        return wikipedia.load(**options)
+            raise ValueError(f"{name} needs path, the directory of raw_features.mat and its lists, got none")
+        return wikipedia.load(**options, split="1300" if name == "wikipedia-1300" else "official")
+    if name in NAMES:
+        from . import collections
+
+        if options.get("path") is None:
+            raise ValueError(f"{name} needs path: {collections.COLLECTIONS[str(name)].fetch}")
+        return collections.load(str(name), **options)
     from . import files
 
     if os.path.splitext(name)[1].lower() not in files.READERS:
         kinds = ", ".join(files.READERS)
-        raise ValueError(f"name must be glyphs, wikipedia or a file that ends in {kinds}, got {os.fspath(name)}")
+        raise ValueError(
+            f"name must be one of {', '.join(NAMES)}, or a file that ends in {kinds}, got {os.fspath(name)}"
+        )
     return files.read(name, **options)

@@ -80,6 +80,16 @@ class PairSet(Dataset[dict[str, Tensor]]):
         names = None if self.names is None else [self.names[i] for i in rows.tolist()]
         return PairSet(self.image[rows], self.text[rows], None if self.labels is None else self.labels[rows], names)
 
+    @staticmethod
+    def concatenate(first: PairSet, second: PairSet) -> PairSet:
+        """The pairs of both, those of the first before those of the second."""
+        labels = None
+        if first.labels is not None and second.labels is not None:
+            labels = torch.cat([first.labels, second.labels])
+        names = None if first.names is None or second.names is None else first.names + second.names
+        image, text = (torch.cat(views) for views in ((first.image, second.image), (first.text, second.text)))
+        return PairSet(image, text, labels, names)
+
     def split(self, fraction: float, seed: int = 0) -> tuple[PairSet, PairSet]:
         """The pairs less a random `fraction` of them, and that fraction: max(1, round(fraction n)) pairs.
 

@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from .files import arrays, assemble
-from .pairs import DataError, PairData, one_line
+from .pairs import DataError, PairData, PairSet, one_line
 
 
-def load(path: str | os.PathLike[str], *, seed: int = 0, validation: float = 0.2) -> PairData:
+def load(path: str | os.PathLike[str], *, seed: int = 0, validation: float = 0.2, split: str = "official") -> PairData:
     """The official split of 2,173 training and 693 test pairs, part of the former held out for validation.
+
+    split       "official", or "1300": 1,300 training and 1,566 test pairs, as ACMR's paper has it. The paper does not
+                say which: here, of all pairs in the order of their texts' names, those that
+                PairSet.split(1566 / 2866, seed=0) leaves and takes, every category in proportion
 
     path        the directory with raw_features.mat (I_tr, I_te: 128-d counts of SIFT words; T_tr, T_te: 10-d
                 LDA topics), trainset_txt_img_cat.list, testset_txt_img_cat.list, categories.list
@@ -21,14 +25,16 @@ def load(path: str | os.PathLike[str], *, seed: int = 0, validation: float = 0.2
 
     PairSet.names holds the names of the texts. Raises DataError, one line, for a missing or damaged file.
     """
+    if split not in ("official", "1300"):
+        raise ValueError(f"split must be official or 1300, got {split!r}")
     path = Path(path)
     if not path.is_dir():
         raise DataError(f"{path}: no such directory")
     found = arrays(path / "raw_features.mat")
     classes = [line for line in _lines(path / "categories.list") if line]
     found["", "classes"] = np.array(classes)
-    for split in ("train", "test"):
-        file = path / f"{split}set_txt_img_cat.list"
+    for part in ("train", "test"):
+        file = path / f"{part}set_txt_img_cat.list"
         names, labels = [], []
         for number, line in enumerate(_lines(file), 1):
             fields = line.split()
@@ -36,11 +42,19 @@ def load(path: str | os.PathLike[str], *, seed: int = 0, validation: float = 0.2
                 raise DataError(f"{file}: line {number} must be text, image, category 1..{len(classes)}, got {line!r}")
             names.append(fields[0])
             labels.append(int(fields[2]) - 1)
-        found[split, "names"], found[split, "labels"] = np.array(names), np.array(labels)
+        found[part, "names"], found[part, "labels"] = np.array(names), np.array(labels)
     try:
-        return assemble(found, "wikipedia", seed, (validation, 0.0))
+        data = assemble(found, "wikipedia", seed, (validation, 0.0))
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
+    if split == "official":
+        return data
+    whole = PairSet.concatenate(PairSet.concatenate(data.train, data.validation), data.test)
+    names = whole.names or []
+    whole = whole.subset(sorted(range(len(whole)), key=names.__getitem__))
+    rest, test = whole.split(1566 / 2866, seed=0)
+    train, held = rest.split(validation, seed)
+    return PairData(train, held, test, "wikipedia-1300", data.classes, data.description)
 
 
 def _lines(path: Path) -> list[str]:

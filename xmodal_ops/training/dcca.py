@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,9 @@ from .run import RunDirectory, UserError, check_shapes, pick_device
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from .acmr_config import ACMRConfig
+    from .lightning import RunModule
 
 
 class Interrupted(Exception):
@@ -80,33 +83,42 @@ def train_dcca(
     if (batch := min(config.batch_size, len(data.train))) <= 2 * config.output_dim:
         hint = f"note: {batch} pairs a batch are few for {config.output_dim} outputs: any outputs correlate in so few"
         console.print(hint, markup=False, highlight=False, soft_wrap=True)
-    history, best_epoch = _fit(model, data, config, run, place, resume, console)
-    model.load_state_dict(_weights(run.best))
+
+    def make(on_epoch: Callable[[dict[str, float]], None]) -> RunModule:
+        from .lightning import DCCAModule
+
+        return DCCAModule(model, data, config, on_epoch)
+
+    history, best_epoch = fit(make, len(data.train), config, run, place, resume, console)
+    model.load_state_dict(weights_of(run.best))
     model.to(place).fit_cca(data.train.image, data.train.text)
     metrics = finish(run, "dcca", model, data)
     report.loss_curve(history, config.monitor, run.loss)
     return Result(model, metrics, history, best_epoch)
 
 
-def _fit(
-    model: DCCA,
-    data: PairData,
-    config: DCCAConfig,
+def fit(
+    make_module: Callable[[Callable[[dict[str, float]], None]], RunModule],
+    rows: int,
+    config: DCCAConfig | ACMRConfig,
     run: RunDirectory,
     device: torch.device,
     resume: bool,
     console: Console,
+    epochs: int | None = None,
 ) -> tuple[list[dict[str, float]], int]:
-    """The epochs. Leaves ``best.ckpt`` and ``last.ckpt``."""
+    """The epochs of the module that ``make_module`` makes, given whom to tell of each. Returns what happened in each
+    and the best one. Leaves ``best.ckpt`` and ``last.ckpt``. ``epochs`` ends it sooner than config does.
+    """
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import EarlyStopping
 
-    from .lightning import DCCAModule, RunCheckpoint, StepCallback
+    from .lightning import RunCheckpoint, StepCallback
     from .progress import TrainingProgress
 
-    steps = max(1, len(data.train) // config.batch_size)
+    steps = max(1, rows // config.batch_size)
     progress = TrainingProgress(console, config.epochs, steps, config.monitor)
-    module = DCCAModule(model, data, config, progress.epoch)
+    module = make_module(progress.epoch)
     checkpoint = RunCheckpoint(run)
     callbacks: list[pl.Callback] = [StepCallback(progress.step), checkpoint]
     if config.patience:
@@ -117,7 +129,7 @@ def _fit(
             accelerator="gpu" if device.type == "cuda" else device.type,
             devices=[device.index or 0] if device.type == "cuda" else 1,
             precision=config.precision,  # type: ignore[arg-type]
-            max_epochs=config.epochs,
+            max_epochs=epochs or config.epochs,
             callbacks=callbacks,
             default_root_dir=run.path,
             limit_val_batches=0,
@@ -176,11 +188,11 @@ def load_dcca(run: RunDirectory, config: Mapping[str, Any], device: torch.device
     if not run.best.exists():
         raise UserError(f"{run.path} holds no finished epoch yet; continue it with --resume")
     model = new_model(config)
-    model.load_state_dict(_weights(run.best))
+    model.load_state_dict(weights_of(run.best))
     return model.to(device)
 
 
-def _weights(checkpoint: Path) -> dict[str, Any]:
+def weights_of(checkpoint: Path) -> dict[str, Any]:
     """The model's part of a Lightning checkpoint."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     return {name.removeprefix("model."): value for name, value in state.items()}

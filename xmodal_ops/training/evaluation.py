@@ -8,11 +8,11 @@ from torch import Tensor
 
 from .. import retrieval
 from ..data import PairData, PairSet
-from ..models import DCCA, LinearCCA
+from ..models import ACMR, DCCA, LinearCCA
 from . import report
 from .run import RunDirectory
 
-Model = DCCA | LinearCCA
+Model = ACMR | DCCA | LinearCCA
 
 
 def embed(model: Model, pairs: PairSet) -> tuple[Tensor, Tensor]:

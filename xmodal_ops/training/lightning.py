@@ -19,10 +19,11 @@ from ..large_batch import large_batch_loss
 from ..models import DCCA
 from .augment import augment
 from .config import DCCAConfig
-from .evaluation import evaluate
+from .evaluation import Model, evaluate
 from .run import RunDirectory, UserError
 
 Row = dict[str, float]
+OnEpoch = Callable[[Row], None]
 
 
 class EpochSampler(Sampler[Tensor]):
@@ -50,28 +51,72 @@ def stream(seed: int, number: int) -> int:
     return seed * 1_000_003 + number
 
 
-class DCCAModule(pl.LightningModule):
-    """Trains a DCCA; after every epoch it fits the CCA to some training pairs and retrieves the validation split."""
+class RunModule(pl.LightningModule):
+    """What trainings have in common: batches and random numbers by epoch, a history, a figure that chooses the best
+    epoch. The heirs do the steps, and report every epoch to :meth:`finish_epoch`.
+    """
 
-    def __init__(self, model: DCCA, data: PairData, config: DCCAConfig, on_epoch: Callable[[Row], None]) -> None:
+    model: Model
+
+    def __init__(self, data: PairData, seed: int, batch_size: int, monitor: str, on_epoch: OnEpoch) -> None:
         super().__init__()
-        self.model = model
         self.data = data
-        self.config = config
-        self.on_epoch = on_epoch
+        self.seed, self.monitor, self.on_epoch = seed, monitor, on_epoch
         self.history: list[Row] = []
-        self.losses: list[Tensor] = []
-        self.sampler = EpochSampler(len(data.train), config.batch_size, config.seed)
-        # The CCA of each epoch sees a fixed part of the training pairs: many more than it has dimensions suffice.
-        rows = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(config.seed))
-        self.sample = data.train.subset(rows[: max(4096, 16 * config.output_dim)])
+        self.sampler = EpochSampler(len(data.train), batch_size, seed)
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return DataLoader(self.data.train, sampler=self.sampler, batch_size=None)  # a batch costs one indexing
 
     def on_train_epoch_start(self) -> None:
         self.started = time.perf_counter()
-        self.losses.clear()
+
+    # Retrieval needs the whole gallery at once, so validation is no loop of batches but part of the epoch's end.
+    def finish_epoch(self, **losses: float) -> None:
+        """Retrieves the validation split, and logs its figures after the losses."""
+        self.require_finite(losses)
+        result = evaluate(self.model, self.data.validation)
+        self.log("monitor", result["mean"][self.monitor])
+        optimizers = self.optimizers()
+        optimizer = optimizers[0] if isinstance(optimizers, list) else optimizers
+        row = {
+            "epoch": self.current_epoch + 1,
+            **losses,
+            **{f"validation {name}": float(value) for name, value in result["mean"].items()},
+            "learning rate": optimizer.param_groups[0]["lr"],
+            "seconds": time.perf_counter() - self.started,
+        }
+        self.history.append(row)
+        self.on_epoch(row)
+
+    def require_finite(self, losses: dict[str, float]) -> None:
+        """Ends a training that has diverged."""
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                epoch = self.current_epoch + 1
+                raise UserError(
+                    f"the {name} is {value} in epoch {epoch}: a smaller learning rate or a larger ridge may help"
+                )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.history = checkpoint["history"]
+        self.sampler.set_epoch(len(self.history))  # Lightning sets it for later epochs, but not for the first
+
+
+class DCCAModule(RunModule):
+    """Trains a DCCA; after every epoch it fits the CCA to some training pairs and retrieves the validation split."""
+
+    def __init__(self, model: DCCA, data: PairData, config: DCCAConfig, on_epoch: OnEpoch) -> None:
+        super().__init__(data, config.seed, config.batch_size, config.monitor, on_epoch)
+        self.model: DCCA = model
+        self.config = config
+        self.losses: list[Tensor] = []
+        # The CCA of each epoch sees a fixed part of the training pairs: many more than it has dimensions suffice.
+        rows = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(config.seed))
+        self.sample = data.train.subset(rows[: max(4096, 16 * config.output_dim)])
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         torch.manual_seed(stream(self.config.seed, self.global_step))  # dropout and augmentation
@@ -84,24 +129,12 @@ class DCCAModule(pl.LightningModule):
         self.losses.append(loss.detach())
         return loss
 
-    # Retrieval needs the whole gallery at once, so validation is no loop of batches but part of the epoch's end.
     def on_train_epoch_end(self) -> None:
-        loss = torch.stack(self.losses).mean().item()
-        if not math.isfinite(loss):
-            epoch = self.current_epoch + 1
-            raise UserError(f"the loss is {loss} in epoch {epoch}: a smaller learning rate or a larger ridge may help")
+        losses = {"loss": torch.stack(self.losses).mean().item()}
+        self.losses.clear()
+        self.require_finite(losses)  # before a CCA of what is no number
         self.model.fit_cca(self.sample.image, self.sample.text)
-        result = evaluate(self.model, self.data.validation)
-        self.log("monitor", result["mean"][self.config.monitor])
-        row = {
-            "epoch": self.current_epoch + 1,
-            "loss": loss,
-            **{f"validation {name}": float(value) for name, value in result["mean"].items()},
-            "learning rate": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
-            "seconds": time.perf_counter() - self.started,
-        }
-        self.history.append(row)
-        self.on_epoch(row)
+        self.finish_epoch(**losses)
 
     def configure_optimizers(self) -> Any:
         # Biases and norms are not decayed.
@@ -112,13 +145,6 @@ class DCCAModule(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle((step + 1) / (steps + 1)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["history"] = self.history
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history = checkpoint["history"]
-        self.sampler.set_epoch(len(self.history))  # Lightning sets it for later epochs, but not for the first
 
 
 def one_cycle(progress: float, warmup: float = 0.2) -> float:
@@ -153,7 +179,7 @@ class RunCheckpoint(Checkpoint):
             trainer.save_checkpoint(self.run.best)
         trainer.save_checkpoint(self.run.last)
         self.finished = trainer.current_epoch + 1
-        assert isinstance(module, DCCAModule)
+        assert isinstance(module, RunModule)
         with self.run.history.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, module.history[0].keys())
             writer.writeheader()
@@ -175,5 +201,8 @@ class StepCallback(Callback):
     def __init__(self, on_step: Callable[[int, float], None]) -> None:
         self.on_step = on_step
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, *rest: Any) -> None:
-        self.on_step(trainer.global_step, float(out["loss"]))
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx + 1
+        self.on_step(step, float(out["loss"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,24 +27,40 @@ COLUMNS = {
     "median_rank": "median rank",
 }
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image", "mean": "mean"}
-NAMES = {"linear_cca": "linear CCA", "dcca": "DCCA"}
+NAMES = {
+    "linear_cca": "linear CCA",
+    "three_view_cca": "three-view CCA with labels",
+    "semantic_logistic": "semantic matching, logistic",
+    "semantic_forest": "semantic matching, random forest",
+    "dcca": "DCCA",
+    "acmr": "ACMR",
+}
 
 RIGHT, OTHER = "#1a7f37", "#c4cad1"
 
 
 def rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """The figures of some models, and of chance, as rows of text: model, direction, then :data:`COLUMNS`."""
+    """The figures of some models, and of chance, as rows of text: model, direction, then :data:`COLUMNS`.
 
-    def cells(figures: Mapping[str, float]) -> list[str]:
-        return [f"{figures[name]:.1f}" if name == "median_rank" else f"{figures[name]:.3f}" for name in COLUMNS]
+    Means over several seeds are followed by their deviation.
+    """
+
+    def cells(figures: Mapping[str, float], deviation: Mapping[str, float]) -> list[str]:
+        digits = {name: 1 if name == "median_rank" else 3 for name in COLUMNS}
+        texts = {name: f"{figures[name]:.{digits[name]}f}" for name in COLUMNS}
+        return [texts[n] + (f" ± {deviation[n]:.{digits[n]}f}" if n in deviation else "") for n in COLUMNS]
 
     table = [
-        [NAMES.get(model, model) if direction == "image_to_text" else "", title, *cells(result[direction])]
+        [
+            NAMES.get(model, model) if direction == "image_to_text" else "",
+            title,
+            *cells(result[direction], result["deviation"][direction] if len(result.get("seeds", ())) > 1 else {}),
+        ]
         for model, result in results.items()
         for direction, title in DIRECTIONS.items()
     ]
     chance = next(iter(results.values()))["chance"]
-    return [*table, ["chance", "", *cells(chance)]]
+    return [*table, ["chance", "", *cells(chance, {})]]
 
 
 def table(results: Mapping[str, Mapping[str, Any]], title: str = "") -> Table:
@@ -84,6 +101,74 @@ def loss_curve(history: Sequence[Mapping[str, float]], monitor: str, path: Path)
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=120)
+
+
+def game_curves(history: Sequence[Mapping[str, float]], monitor: str, path: Path) -> None:
+    """Draws the losses of both players of ACMR and the validation figure against the epochs."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(13, 3.5), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    epochs = [row["epoch"] for row in history]
+    left.plot(epochs, [row["loss"] for row in history], label="all, L_emb")
+    for name, title in (("invariance", "L_imi"), ("discrimination", "L_imd"), ("pair", "L_pair")):
+        if any(row[name] for row in history):
+            left.plot(epochs, [row[name] for row in history], label=title)
+    left.set(title="projectors and label predictor", xlabel="epoch", yscale="log")
+    left.legend()
+    middle.plot(epochs, [row["adversary"] for row in history], color="#bc4c00", label="L_adv")
+    middle.axhline(2 * math.log(2), color=OTHER, linestyle="--", label="modalities not to be told apart")
+    middle.set(title="modality classifier", xlabel="epoch")
+    middle.legend()
+    right.plot(epochs, [row[f"validation {monitor}"] for row in history], color=RIGHT)
+    right.set(title=f"validation {monitor}, mean of both directions", xlabel="epoch")
+    for axes in (left, middle, right):
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.savefig(path, dpi=120)
+
+
+def space_picture(
+    before: tuple[Tensor, Tensor],
+    after: tuple[Tensor, Tensor],
+    labels: Tensor | None,
+    path: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    items: int = 400,
+    seed: int = 0,
+) -> None:
+    """Draws both modalities in the common space before and after training, by t-SNE, as in the paper's figure.
+
+    At most ``items`` pairs, drawn at random. The upper pictures are coloured by modality, the lower ones by class
+    (single labels only).
+    """
+    from matplotlib.figure import Figure
+    from sklearn.manifold import TSNE
+
+    rows = torch.randperm(len(before[0]), generator=torch.Generator().manual_seed(seed))[:items]
+    coloured = labels is not None and labels.ndim == 1
+    figure = Figure(figsize=(10, 10 if coloured else 5), layout="constrained")
+    grid = figure.subplots(2 if coloured else 1, 2, squeeze=False)
+    for column, (title, (image, text)) in enumerate((("before training", before), ("after training", after))):
+        points = torch.cat([image[rows], text[rows]]).double().numpy()
+        perplexity = min(30.0, (len(points) - 1) / 3)
+        flat = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(points)
+        views = flat[: len(rows)], flat[len(rows) :]
+        for name, view, marker, color in zip(("image", "text"), views, "ox", ("#0969da", "#bc4c00")):
+            grid[0, column].scatter(*view.T, s=10, marker=marker, color=color, label=name, linewidths=0.8)
+            if coloured and labels is not None:
+                colors = labels.cpu()[rows].numpy()
+                grid[1, column].scatter(*view.T, s=10, marker=marker, c=colors, cmap="tab20", linewidths=0.8)
+        grid[0, column].set_title(f"{title}, by modality")
+        grid[0, column].legend()
+        if coloured:
+            several = f"{len(classes)} classes" if classes is not None else "class"
+            grid[1, column].set_title(f"{title}, by {several}")
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+    figure.savefig(path, dpi=110)
 
 
 def retrieval_picture(

@@ -23,7 +23,7 @@ class RunDirectory:
 
     ``config.json`` says how to build it all anew, ``last.ckpt`` is the end of the last finished epoch, ``best.ckpt``
     that of the best one on the validation split, ``model.pt`` the finished model; then ``history.csv``,
-    ``metrics.json``, ``loss.png`` and ``retrieval.png``.
+    ``metrics.json``, ``loss.png``, ``retrieval.png`` and, of ACMR, ``space.png``.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -36,6 +36,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.json"
         self.loss = self.path / "loss.png"
         self.retrieval = self.path / "retrieval.png"
+        self.space = self.path / "space.png"
 
     def prepare(self) -> None:
         """Makes the directory and proves that it can be written, before any work is spent."""
@@ -63,6 +64,13 @@ class RunDirectory:
         source = dict(source or {"data": data.name})
         head = {"model": model, "version": __version__, "data": source, "shapes": shapes(data)}
         self.write(self.config, {**head, "options": dict(options), **rest})
+
+    def read_metrics(self) -> dict[str, Any]:
+        """What ``metrics.json`` holds, by model."""
+        try:
+            return dict(json.loads(self.metrics.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {self.metrics}: {error}") from None
 
     def read_config(self) -> dict[str, Any]:
         """What ``config.json`` holds."""

@@ -1,0 +1,132 @@
+"""The feature projectors of ACMR, and the explicit feature maps that may precede them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from .. import _checks
+from .branches import BRANCHES, Branch
+
+FEATURES = ("none", "standard", "sqrt", "chi2", "kernel")
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+
+
+def additive_chi2(x: Tensor, *, steps: int = 3, interval: float = 0.5) -> Tensor:
+    """(m, d) -> (m, (2·steps − 1)·d): products of the results approach the additive χ² kernel Σ 2xy / (x + y).
+
+    Samples the kernel's spectrum sech(πλ) at λ = j·interval, j < steps (Vedaldi & Zisserman, "Efficient Additive
+    Kernels via Explicit Feature Maps", PAMI 2012, eq. 26). For histograms; values below 0 count as 0.
+    """
+    x = x.clamp(min=0)
+    log = x.clamp(min=torch.finfo(x.dtype).tiny).log()
+    maps = [(x * interval).sqrt()]
+    for j in range(1, steps):
+        root = (2 * interval * x / math.cosh(math.pi * j * interval)).sqrt()
+        maps += [root * (j * interval * log).cos(), root * (j * interval * log).sin()]
+    return torch.cat(maps, 1)
+
+
+class Projector(Branch):
+    """Fully connected layers with an activation after each, the last one too: V→2000→200 with tanh in ACMR's paper.
+
+    ``features`` come first:
+        "none"
+        "standard"        zero mean and unit variance
+        "sqrt", "chi2"    the square roots (Hellinger) or the additive χ² map of histograms, then so standardised
+        "kernel"          10·K⁻¹ᐟ² (k(x, z₁), k(x, z₂), …) with the exponential χ² kernel of histograms, k(x, z) =
+                          exp(−2·Σ (x − z)² / (x + z)), and K its matrix of ``landmarks`` rows z (Nyström, by way of
+                          the additive map): inner products are 100·k where the landmarks tell all
+    Means, deviations and landmarks are those of the rows handed to :meth:`fit`. Dropout follows every hidden layer,
+    ``input_dropout`` the features. ``members`` networks side by side share out_features equally: an ensemble, each
+    with hidden layers of its own.
+
+    Input: (m, in_features) -> (m, out_features), within ±1 with tanh.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        hidden: Sequence[int] = (2000,),
+        activation: str = "tanh",
+        features: str = "none",
+        dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        members: int = 1,
+        landmarks: int = 0,
+    ) -> None:
+        super().__init__(
+            in_features=in_features, out_features=out_features, hidden=list(hidden), activation=activation,
+            features=features, dropout=dropout, input_dropout=input_dropout, members=members, landmarks=landmarks,
+        )  # fmt: skip
+        _checks.choice("features", features, FEATURES)
+        _checks.choice("activation", activation, tuple(ACTIVATIONS))
+        self.features = features
+        width = 5 * in_features if features == "chi2" else in_features
+        if features == "kernel":
+            if landmarks < 1:
+                raise ValueError(f"landmarks must be at least 1 with kernel features, got {landmarks}")
+            width = landmarks
+            self.register_buffer("landmarks", torch.zeros(landmarks, 5 * in_features))
+            self.register_buffer("root", torch.zeros(landmarks, landmarks))
+        else:
+            self.register_buffer("mean", torch.zeros(width))
+            self.register_buffer("scale", torch.ones(width))
+        if members < 1 or out_features % members:
+            raise ValueError(f"members must divide out_features, {out_features}, got {members}")
+
+        def network() -> nn.Sequential:
+            layers: list[nn.Module] = [nn.Dropout(input_dropout)]
+            for a, b in pairwise([width, *hidden, out_features // members]):
+                layers += [nn.Linear(a, b), ACTIVATIONS[activation](), nn.Dropout(dropout)]
+            return nn.Sequential(*layers[:-1])
+
+        self.networks = nn.ModuleList(network() for _ in range(members))
+
+    def _kernel(self, x: Tensor) -> Tensor:
+        """k of rows of additive χ² features with the landmarks."""
+        square = x.square().sum(1, keepdim=True) + self.landmarks.square().sum(1) - 2 * x @ self.landmarks.T
+        return torch.exp(-2 * square.clamp(min=0))
+
+    def _map(self, x: Tensor) -> Tensor:
+        if self.features == "sqrt":
+            return x.clamp(min=0).sqrt()
+        return additive_chi2(x) if self.features == "chi2" else x
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> None:
+        """Takes means and deviations from the rows of x (m, in_features), m >= 2."""
+        if self.features == "kernel":
+            if len(x) < len(self.landmarks):
+                raise ValueError(f"x must have at least as many rows as landmarks, {len(self.landmarks)}, got {len(x)}")
+            chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: len(self.landmarks)]
+            self.landmarks.copy_(additive_chi2(x[chosen].to(self.landmarks)))
+            values, vectors = torch.linalg.eigh(self._kernel(self.landmarks).double())
+            inverse = torch.where(values > 1e-5 * values[-1], values.clamp(min=1e-30).rsqrt(), 0.0)
+            self.root.copy_(10 * vectors * inverse @ vectors.T)
+        elif self.features != "none":
+            deviation, mean = torch.std_mean(self._map(x.to(self.mean.device)).double(), 0)
+            self.mean.copy_(mean)
+            # A constant feature stays as it is, 0 after centring.
+            self.scale.copy_(torch.where(deviation > 1e-6 * (1 + mean.abs()), 1 / deviation, 1.0))
+
+    mean: Tensor
+    scale: Tensor
+    landmarks: Tensor
+    root: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.features == "kernel":
+            x = self._kernel(additive_chi2(x)) @ self.root
+        else:
+            x = (self._map(x) - self.mean) * self.scale
+        return torch.cat([network(x) for network in self.networks], 1)
+
+
+BRANCHES["Projector"] = Projector
