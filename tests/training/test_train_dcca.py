@@ -218,7 +218,7 @@ def test_options_are_checked_before_anything_is_written(tiny, tmp_path, changes,
 
 def test_a_directory_that_cannot_be_written_is_said_before_training(tiny, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("xmodal_ops.training.dcca._fit", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr("xmodal_ops.training.dcca.fit", lambda *_: pytest.fail("it trained"))
     with pytest.raises(UserError, match=r"cannot write to the output directory .*file/run: Not a directory"):
         train_dcca(tiny, CONFIG, tmp_path / "file" / "run", device="cpu")
 
