@@ -80,6 +80,8 @@ def test_sdist_can_be_built_from(checkout, tmp_path):
 
 
 def test_source_tree_without_native_module_says_what_to_do(checkout):
-    done = subprocess.run([sys.executable, "-c", "import xmodal_ops"], capture_output=True, text=True, cwd=checkout)
+    # -S: without site-packages, where an editable install would serve the import.
+    command = [sys.executable, "-S", "-c", "import xmodal_ops"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=checkout)
     assert done.returncode == 1
     assert "native module has not been built: run `pip install -e .` there" in done.stderr.splitlines()[-1]
