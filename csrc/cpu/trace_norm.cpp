@@ -92,10 +92,9 @@ double cholesky_inverse(int64_t n, Matrix a, Matrix j, Matrix scratch, double* l
 // The orthogonal polar factor of t (p, q), p ≥ q, σ ≤ 1, by dynamically weighted Halley steps
 //   X ← X ((b/c) I + (a − b/c) (I + c XᵀX)⁻¹)                (QDWH; Nakatsukasa, Bai & Gygi, SIAM J. Matrix Anal.
 //   2010).
-// Singular values below about 1e-8 stay small: they take the subgradient 0.
-void polar(int64_t p, int64_t q, Matrix x, Matrix gram, Matrix inverse, Matrix step, Matrix next, Matrix scratch,
-           double tolerance) {
-  double low = 1e-8;  // at most the singular values that count
+// Singular values far below `low` stay small: they take the subgradient 0.
+void polar(int64_t p, int64_t q, Matrix& x, Matrix gram, Matrix inverse, Matrix step, Matrix next, Matrix scratch,
+           double low, double tolerance) {
   for (int iteration = 0; iteration < 20; ++iteration) {
     multiply(q, q, p, x.operand().transposed(), x, gram, 1, Shape::full, false, true);
     double trace = 0, square = 0;
@@ -120,7 +119,8 @@ void polar(int64_t p, int64_t q, Matrix x, Matrix gram, Matrix inverse, Matrix s
     mirror(q, step.data, step.ld);
     for (int64_t i = 0; i < q; ++i) step(i, i) += b / c;
     multiply(p, q, q, x.operand(), step, next);
-    for (int64_t i = 0; i < p * x.ld; ++i) x.data[i] = next.data[i];
+    const Matrix stepped = next;
+    next = x, x = stepped;
     low = low * (a + b * l2) / (1 + c * l2);
     if (low > 1) low = 1;
   }
@@ -171,11 +171,11 @@ struct Layout {
     matrix = (dp + kPad) * dp;
     rows = kRows * width;
     moments = (width + kPad) * width;
-    // A thread costs about 20 µs: it is worth 2 million multiply-adds.
-    const int64_t worth = t.m * width * width / 4000000;
+    // A thread costs up to 100 µs to start, the time of some ten million multiply-adds.
+    const int64_t worth = t.m * width * width / 30000000;
     threads = int(worth < 1 ? 1 : worth < t.threads ? worth : t.threads);
   }
-  int64_t doubles() const { return width + 12 * matrix + moments + threads * (2 * rows + moments); }
+  int64_t doubles() const { return width + 13 * matrix + moments + threads * (2 * rows + moments); }
 };
 
 template <typename T, typename In>
@@ -227,7 +227,8 @@ bool attempt(TraceNorm& problem, const Layout& layout) {
   }
 
   const Matrix sxx = matrix(dp), syy = matrix(dq), sxy = matrix(dq), jx = matrix(dp), jy = matrix(dq), t = matrix(dq);
-  const Matrix polar_factor = matrix(dq), a = matrix(dp), b = matrix(dp), c = matrix(dp), d = matrix(dp);
+  Matrix polar_factor = matrix(dq), spare = matrix(dq);
+  const Matrix a = matrix(dp), b = matrix(dp), c = matrix(dp), d = matrix(dp);
   const Matrix scratch = matrix(dp);
   double trace = 0;
   for (int64_t i = 0; i < p; ++i) {
@@ -242,9 +243,17 @@ bool attempt(TraceNorm& problem, const Layout& layout) {
     trace += syy(i, i);
   }
   if (!(trace - trace == 0)) return false;
-  double most_x, most_y;
-  const double least_x = cholesky_inverse(p, sxx, jx, scratch, &most_x);
-  const double least_y = cholesky_inverse(q, syy, jy, scratch, &most_y);
+  // The views' own halves of the algebra stand side by side where that pays for a thread.
+  const int halves = layout.threads > 1 && q >= 128 ? 2 : 1;
+  const auto side_by_side = [&](auto&& first, auto&& second) {
+    parallel(halves, [&](int part, int parts) {
+      if (part == 0) first();
+      if (part == parts - 1) second();
+    });
+  };
+  double most_x, most_y, least_x, least_y;
+  side_by_side([&] { least_x = cholesky_inverse(p, sxx, jx, scratch, &most_x); },
+               [&] { least_y = cholesky_inverse(q, syy, jy, d, &most_y); });
   if (!(least_x > 0 && least_y > 0)) return false;
   const double eps = sizeof(T) == 4 ? 1.2e-7 : 2.3e-16;
   const double tolerance = sizeof(T) == 4 ? 1e-3 : 1e-6;
@@ -257,8 +266,8 @@ bool attempt(TraceNorm& problem, const Layout& layout) {
     for (int64_t j = q; j < dq; ++j) b(i, j) = 0;
   multiply(p, q, q, Operand<double>{a.data, a.ld, 1}, Matrix{b.data, b.ld}, t);
   for (int64_t i = 0; i < p * dq; ++i) polar_factor.data[i] = t.data[i];
-  polar(p, q, polar_factor, Matrix{a.data, dq}, Matrix{b.data, dq}, Matrix{c.data, dq}, Matrix{d.data, dq}, scratch,
-        sizeof(In) == 4 ? 1e-10 : 1e-15);
+  polar(p, q, polar_factor, Matrix{a.data, dq}, Matrix{b.data, dq}, Matrix{c.data, dq}, spare, scratch,
+        sizeof(In) == 4 ? 1e-6 : 1e-8, sizeof(In) == 4 ? 1e-8 : 1e-15);
   double value = 0;
   for (int64_t i = 0; i < p; ++i)
     for (int64_t j = 0; j < q; ++j) value += polar_factor(i, j) * t(i, j);
@@ -280,18 +289,21 @@ bool attempt(TraceNorm& problem, const Layout& layout) {
   multiply(p, q, q, v.operand(), jy, w, scale);                                    // Gxy = V Jy
   place(p, q, w, 0, dp, false);
   place(p, q, w, dp, 0, true);
-  if (grad_x) {  // 2Gxx = −V (TᵀJx)
-    multiply(q, p, p, t.operand().transposed(), jx, c);
-    multiply(p, p, q, v.operand(), c, d, -scale);
-    place(p, p, d, 0, 0, false);
-  }
-  if (grad_y) {  // 2Gyy = −Jyᵀ (Pᵀ (T Jy))
-    const Matrix e{c.data, dq}, f{d.data, dq};
-    multiply(p, q, q, t.operand(), jy, w);
-    multiply(q, q, p, polar_factor.operand().transposed(), w, e);
-    multiply(q, q, q, jy.operand().transposed(), e, f, -scale, Shape::upper);
-    place(q, q, f, dp, dp, false);
-  }
+  side_by_side(
+      [&] {  // 2Gxx = −V (TᵀJx)
+        if (!grad_x) return;
+        multiply(q, p, p, t.operand().transposed(), jx, c);
+        multiply(p, p, q, v.operand(), c, d, -scale);
+        place(p, p, d, 0, 0, false);
+      },
+      [&] {  // 2Gyy = −Jyᵀ (Pᵀ (T Jy)); the covariances have done their part and lend their room
+        if (!grad_y) return;
+        const Matrix e{sxx.data, dq}, f{syy.data, dq};
+        multiply(p, q, q, t.operand(), jy, sxy);
+        multiply(q, q, p, polar_factor.operand().transposed(), sxy, e);
+        multiply(q, q, q, jy.operand().transposed(), e, f, -scale, Shape::upper);
+        place(q, q, f, dp, dp, false);
+      });
 
   parallel(layout.threads, [&](int part, int parts) {
     T* z = reinterpret_cast<T*>(rows + part * 2 * layout.rows);
