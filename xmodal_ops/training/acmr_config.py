@@ -39,7 +39,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "best wikipedia": {
         "image_features": "kernel", "image_hidden": (), "text_features": "chi2", "text_input_dropout": 0.1,
-        "dim": 512, "label_dropout": 0.7, "epochs": 20,
+        "dim": 512, "label_dropout": 0.7, "learning_rate": 5e-4, "epochs": 20,
     },
     "best glyphs": {
         "dim": 128, "text_hidden": (512,), "image_features": "none", "text_features": "none", "text_dropout": 0.2,
