@@ -57,7 +57,7 @@ def errors(m: int, d: int) -> dict[str, float]:
     loss = trace_norm_loss(x, y)
     (gradient,) = torch.autograd.grad(loss, x)
     return {
-        "value": float((-loss.double() - truth[0]).abs() / truth[0]),
+        "value": float((-loss.detach().double() - truth[0]).abs() / truth[0]),
         "gradient": float((-gradient.double() - truth[1]).norm() / truth[1].norm()),
     }
 
