@@ -30,47 +30,38 @@ T* pointer(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-xmodal::TraceNorm trace_norm_problem(std::uintptr_t x, std::uintptr_t y, std::int64_t m, std::int64_t dx,
-                                     std::int64_t dy, std::int64_t x_stride, std::int64_t y_stride, double rx,
-                                     double ry, std::uintptr_t grad_x, std::uintptr_t grad_y, std::uintptr_t workspace,
-                                     int threads) {
-  return {pointer<const void>(x),
-          pointer<const void>(y),
-          m,
-          dx,
-          dy,
-          x_stride,
-          y_stride,
-          rx,
-          ry,
-          0,
-          pointer<void>(grad_x),
-          pointer<void>(grad_y),
-          pointer<void>(workspace),
-          threads};
+xmodal::TraceNorm trace_norm_batch(std::int64_t problems, std::int64_t m, std::int64_t dx, std::int64_t dy,
+                                   int threads) {
+  xmodal::TraceNorm batch{};
+  batch.problems = problems, batch.m = m, batch.dx = dx, batch.dy = dy, batch.threads = threads;
+  return batch;
 }
 
 void bind_cpu(py::module_& module) {
   module.attr("TRACE_NORM_MAX_DIM") = xmodal::cpu::kTraceNormMaxDim;
   module.def(
       "trace_norm_workspace_bytes",
-      [](std::int64_t m, std::int64_t dx, std::int64_t dy, int threads) {
-        return xmodal::cpu::trace_norm_workspace_bytes(
-            trace_norm_problem(0, 0, m, dx, dy, 0, 0, 0, 0, 0, 0, 0, threads));
+      [](std::int64_t problems, std::int64_t m, std::int64_t dx, std::int64_t dy, int threads) {
+        return xmodal::cpu::trace_norm_workspace_bytes(trace_norm_batch(problems, m, dx, dy, threads));
       },
       "Bytes of workspace that trace_norm_cpu needs.");
   module.def(
       "trace_norm_cpu",
-      [](std::uintptr_t x, std::uintptr_t y, bool wide, std::int64_t m, std::int64_t dx, std::int64_t dy,
-         std::int64_t x_stride, std::int64_t y_stride, double rx, double ry, std::uintptr_t grad_x,
-         std::uintptr_t grad_y, std::uintptr_t workspace, int threads) -> std::optional<double> {
-        auto problem =
-            trace_norm_problem(x, y, m, dx, dy, x_stride, y_stride, rx, ry, grad_x, grad_y, workspace, threads);
+      [](std::uintptr_t x, std::uintptr_t y, bool wide, std::int64_t problems, std::int64_t m, std::int64_t dx,
+         std::int64_t dy, std::int64_t x_stride, std::int64_t y_stride, std::int64_t x_problem_stride,
+         std::int64_t y_problem_stride, double rx, double ry, std::uintptr_t value, std::uintptr_t grad_x,
+         std::uintptr_t grad_y, std::uintptr_t workspace, int threads) {
+        auto batch = trace_norm_batch(problems, m, dx, dy, threads);
+        batch.x = pointer<void>(x), batch.y = pointer<void>(y);
+        batch.x_stride = x_stride, batch.y_stride = y_stride;
+        batch.x_problem_stride = x_problem_stride, batch.y_problem_stride = y_problem_stride;
+        batch.rx = rx, batch.ry = ry;
+        batch.value = pointer<double>(value), batch.grad_x = pointer<void>(grad_x);
+        batch.grad_y = pointer<void>(grad_y), batch.workspace = pointer<void>(workspace);
         py::gil_scoped_release unlocked;
-        const bool served = wide ? xmodal::cpu::trace_norm_f64(problem) : xmodal::cpu::trace_norm_f32(problem);
-        return served ? std::optional<double>(problem.value) : std::nullopt;
+        return wide ? xmodal::cpu::trace_norm_f64(batch) : xmodal::cpu::trace_norm_f32(batch);
       },
-      "Value of the trace norm and its gradients; None where a covariance does not factorise in fp64.");
+      "Trace norms and their gradients; a value is NaN, and the result false, where a covariance does not factorise.");
   module.def("instruction_set", &xmodal::cpu::instruction_set, "The instruction set that the CPU kernels run with.");
 }
 
@@ -84,13 +75,13 @@ void check(int error) {
 
 void bind_products(py::module_& module) {
   py::class_<cuda::Matrix>(module, "Matrix")
-      .def(
-          py::init([](std::uintptr_t data, std::int64_t stride, int rows, int columns, int kind, std::uintptr_t shift) {
-            return cuda::Matrix{pointer<void>(data), stride, rows, columns, static_cast<cuda::Kind>(kind),
-                                pointer<void>(shift)};
-          }),
-          py::arg("data"), py::arg("stride"), py::arg("rows"), py::arg("columns"), py::arg("kind"),
-          py::arg("shift") = 0);
+      .def(py::init([](std::uintptr_t data, std::int64_t stride, int rows, int columns, int kind, std::uintptr_t shift,
+                       std::int64_t batch) {
+             return cuda::Matrix{pointer<void>(data),  stride, rows, columns, static_cast<cuda::Kind>(kind),
+                                 pointer<void>(shift), batch};
+           }),
+           py::arg("data"), py::arg("stride"), py::arg("rows"), py::arg("columns"), py::arg("kind"),
+           py::arg("shift") = 0, py::arg("batch") = 0);
   py::class_<cuda::Product>(module, "Product")
       .def(py::init([](std::vector<cuda::Matrix> a, std::vector<cuda::Matrix> b, int rows, int columns, bool symmetric,
                        double alpha, double beta, double gamma, std::uintptr_t add, std::int64_t add_stride,
@@ -106,11 +97,12 @@ void bind_products(py::module_& module) {
         p.out = pointer<void>(out), p.out_stride = out_stride, p.out_kind = static_cast<cuda::Kind>(out_kind);
         return p;
       }));
-  module.def("cuda_products", [](const std::vector<cuda::Product>& list, bool wide, int layout, int tile, int splits,
-                                 std::uintptr_t partials, std::uintptr_t active, std::uintptr_t previous,
+  module.def("cuda_products", [](const std::vector<cuda::Product>& list, int problems, bool wide, int layout, int tile,
+                                 int splits, std::uintptr_t partials, std::uintptr_t active, std::uintptr_t previous,
                                  std::uintptr_t change, std::uintptr_t stream) {
     if (list.empty() || list.size() > 3) throw py::value_error("a launch takes 1 to 3 products");
     cuda::Plan plan;
+    plan.problems = problems;
     plan.wide = wide, plan.layout = static_cast<cuda::Layout>(layout), plan.tile = tile, plan.splits = splits;
     plan.partials = pointer<void>(partials), plan.active = pointer<int>(active);
     plan.previous = pointer<void>(previous), plan.change = pointer<double>(change);
@@ -121,13 +113,13 @@ void bind_products(py::module_& module) {
     check(cuda::settle(pointer<double>(change), tiles, tolerance, pointer<int>(active), pointer<void>(stream)));
   });
   module.def("cuda_column_means",
-             [](const std::vector<cuda::Matrix>& views, bool wide, int splits, std::uintptr_t partials,
+             [](const std::vector<cuda::Matrix>& views, int problems, bool wide, int splits, std::uintptr_t partials,
                 const std::vector<std::uintptr_t>& shifts, std::uintptr_t stream) {
                if (views.empty() || views.size() > 2 || views.size() != shifts.size())
                  throw py::value_error("one or two views");
                void* targets[2] = {};
                for (std::size_t i = 0; i < shifts.size(); ++i) targets[i] = pointer<void>(shifts[i]);
-               check(cuda::column_means(views.data(), static_cast<int>(views.size()), wide, splits,
+               check(cuda::column_means(views.data(), static_cast<int>(views.size()), problems, wide, splits,
                                         pointer<double>(partials), targets, pointer<void>(stream)));
              });
 }
@@ -144,8 +136,8 @@ void bind_trace_norm(py::module_& module) {
   module.def("cuda_small_trace_norm",
              [](const cuda::Matrix& x, const cuda::Matrix& y, std::uintptr_t xx, std::uintptr_t xy, std::uintptr_t yy,
                 double rx, double ry, int top_k, std::uintptr_t sigma, std::uintptr_t value, std::uintptr_t gxx,
-                std::uintptr_t gxy, std::uintptr_t gyx, std::uintptr_t gyy, std::uintptr_t workspace, bool wide,
-                std::uintptr_t stream) {
+                std::uintptr_t gxy, std::uintptr_t gyx, std::uintptr_t gyy, std::uintptr_t workspace, int problems,
+                int blocks, bool wide, std::uintptr_t stream) {
                const cuda::SmallTraceNorm task{x,
                                                y,
                                                pointer<void>(xx),
@@ -160,7 +152,9 @@ void bind_trace_norm(py::module_& module) {
                                                pointer<void>(gxy),
                                                pointer<void>(gyx),
                                                pointer<void>(gyy),
-                                               pointer<void>(workspace)};
+                                               pointer<void>(workspace),
+                                               problems,
+                                               blocks};
                check(cuda::small_trace_norm(task, wide, pointer<void>(stream)));
              });
 }

@@ -6,23 +6,27 @@ TRACE_NORM_MAX_DIM: int
 def instruction_set() -> str: ...
 def cuda_archs() -> list[str]: ...
 def cuda_unavailable() -> str: ...
-def trace_norm_workspace_bytes(m: int, dx: int, dy: int, threads: int) -> int: ...
+def trace_norm_workspace_bytes(problems: int, m: int, dx: int, dy: int, threads: int) -> int: ...
 def trace_norm_cpu(
     x: int,
     y: int,
     wide: bool,
+    problems: int,
     m: int,
     dx: int,
     dy: int,
     x_stride: int,
     y_stride: int,
+    x_problem_stride: int,
+    y_problem_stride: int,
     rx: float,
     ry: float,
+    value: int,
     grad_x: int,
     grad_y: int,
     workspace: int,
     threads: int,
-) -> float | None: ...
+) -> bool: ...
 
 class Pairs:
     def __init__(
@@ -87,7 +91,9 @@ def triplet_margin(
 # Below: present where with_cuda is true; see csrc/include/xmodal/cuda.h. Tensors are addresses, streams handles.
 
 class Matrix:
-    def __init__(self, data: int, stride: int, rows: int, columns: int, kind: int, shift: int = 0) -> None: ...
+    def __init__(
+        self, data: int, stride: int, rows: int, columns: int, kind: int, shift: int = 0, batch: int = 0
+    ) -> None: ...
 
 class Product:
     def __init__(
@@ -109,6 +115,7 @@ class Product:
 
 def cuda_products(
     list: list[Product],
+    problems: int,
     wide: bool,
     layout: int,
     tile: int,
@@ -122,7 +129,7 @@ def cuda_products(
 def cuda_set_device(index: int) -> None: ...
 def cuda_settle(change: int, tiles: int, tolerance: float, active: int, stream: int) -> None: ...
 def cuda_column_means(
-    views: list[Matrix], wide: bool, splits: int, partials: int, shifts: list[int], stream: int
+    views: list[Matrix], problems: int, wide: bool, splits: int, partials: int, shifts: list[int], stream: int
 ) -> None: ...
 def polar_steps(wide: bool) -> list[tuple[float, float, float]]: ...
 def cuda_small_workspace(dx: int, dy: int, wide: bool) -> int: ...
@@ -142,6 +149,8 @@ def cuda_small_trace_norm(
     gyx: int,
     gyy: int,
     workspace: int,
+    problems: int,
+    blocks: int,
     wide: bool,
     stream: int,
 ) -> None: ...

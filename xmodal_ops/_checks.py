@@ -10,17 +10,19 @@ from torch import Tensor
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def matrix(name: str, x: Tensor, min_rows: int = 2) -> None:
-    """Refuses what is not a floating (m, d) matrix with m >= min_rows and d >= 1."""
+def matrix(name: str, x: Tensor, min_rows: int = 2, batched: bool = False) -> None:
+    """Refuses what is not a floating (m, d) matrix with m >= min_rows and d >= 1, or, if allowed, a batch of such."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    if x.ndim != 2:
-        raise ValueError(f"{name} must have shape (m, d), got {tuple(x.shape)}")
+    if x.ndim != 2 and not (batched and x.ndim == 3):
+        raise ValueError(f"{name} must have shape (m, d){' or (B, m, d)' * batched}, got {tuple(x.shape)}")
     if x.dtype not in FLOATS:
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {str(x.dtype)[6:]}")
-    if x.shape[0] < min_rows:
-        raise ValueError(f"{name} must have at least {min_rows} rows, got {x.shape[0]}")
-    if x.shape[1] < 1:
+    if x.ndim == 3 and x.shape[0] < 1:
+        raise ValueError(f"{name} must hold at least one problem, got shape {tuple(x.shape)}")
+    if x.shape[-2] < min_rows:
+        raise ValueError(f"{name} must have at least {min_rows} rows, got {x.shape[-2]}")
+    if x.shape[-1] < 1:
         raise ValueError(f"{name} must have at least one column, got shape {tuple(x.shape)}")
 
 
@@ -32,13 +34,15 @@ def same_kind(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
         raise TypeError(f"{name} must have the dtype of {other_name}, {str(other.dtype)[6:]}, got {str(x.dtype)[6:]}")
 
 
-def pair(x: Tensor, y: Tensor, min_rows: int = 2, names: tuple[str, str] = ("x", "y")) -> None:
-    """Refuses two views that are not matrices of one kind with the same number of rows."""
-    matrix(names[0], x, min_rows)
-    matrix(names[1], y, min_rows)
+def pair(x: Tensor, y: Tensor, min_rows: int = 2, names: tuple[str, str] = ("x", "y"), batched: bool = False) -> None:
+    """Refuses two views that are not matrices (or, if allowed, batches) of one kind with the same number of rows."""
+    matrix(names[0], x, min_rows, batched)
+    matrix(names[1], y, min_rows, batched)
     same_kind(names[1], y, names[0], x)
-    if x.shape[0] != y.shape[0]:
-        raise ValueError(f"{names[1]} must have as many rows as {names[0]}, {x.shape[0]}, got {y.shape[0]}")
+    if x.shape[:-2] != y.shape[:-2]:
+        raise ValueError(f"{names[1]} must have the batch of {names[0]}, {tuple(x.shape)}, got shape {tuple(y.shape)}")
+    if x.shape[-2] != y.shape[-2]:
+        raise ValueError(f"{names[1]} must have as many rows as {names[0]}, {x.shape[-2]}, got {y.shape[-2]}")
 
 
 def ridges(ridge: float | Sequence[float]) -> tuple[float, float]:

@@ -12,8 +12,8 @@
 namespace xmodal::cpu {
 
 XMODAL_DECLARE_FOR_SETS(int64_t, trace_norm_workspace_bytes, const TraceNorm&)
-XMODAL_DECLARE_FOR_SETS(bool, trace_norm_f32, TraceNorm&)
-XMODAL_DECLARE_FOR_SETS(bool, trace_norm_f64, TraceNorm&)
+XMODAL_DECLARE_FOR_SETS(bool, trace_norm_f32, const TraceNorm&)
+XMODAL_DECLARE_FOR_SETS(bool, trace_norm_f64, const TraceNorm&)
 XMODAL_DECLARE_FOR_SETS(std::size_t, workspace_size, const Pairs&, bool)
 XMODAL_DECLARE_FOR_SETS(void, mine_triplets, const Pairs&, const Mining&)
 XMODAL_DECLARE_FOR_SETS(void, structure_preserving, const Pairs&, const StructurePreserving&, const Sums&)
@@ -67,13 +67,11 @@ void run_parallel(int parts, void (*body)(void*, int, int), void* context) {
 #define XMODAL_CHOSEN(name) baseline::name
 #endif
 
-int64_t trace_norm_workspace_bytes(const TraceNorm& problem) {
-  return XMODAL_CHOSEN(trace_norm_workspace_bytes)(problem);
-}
+int64_t trace_norm_workspace_bytes(const TraceNorm& batch) { return XMODAL_CHOSEN(trace_norm_workspace_bytes)(batch); }
 
-bool trace_norm_f32(TraceNorm& problem) { return XMODAL_CHOSEN(trace_norm_f32)(problem); }
+bool trace_norm_f32(const TraceNorm& batch) { return XMODAL_CHOSEN(trace_norm_f32)(batch); }
 
-bool trace_norm_f64(TraceNorm& problem) { return XMODAL_CHOSEN(trace_norm_f64)(problem); }
+bool trace_norm_f64(const TraceNorm& batch) { return XMODAL_CHOSEN(trace_norm_f64)(batch); }
 
 std::size_t workspace_size(const Pairs& pairs, bool weights) { return XMODAL_CHOSEN(workspace_size)(pairs, weights); }
 

@@ -161,25 +161,30 @@ void column_means(View<In> v, int64_t m, double* mean) {
   for (int64_t c = 0; c < v.d; ++c) mean[c] /= m;
 }
 
-// The workspace, laid out for the wider type, so that a second attempt in fp64 fits, too.
+// The workspace of a problem, laid out for the wider type, so that a second attempt in fp64 fits, too.
 struct Layout {
   int64_t dp, dq, width;  // padded dimensions of the larger view, the smaller one, and both
   int64_t matrix, rows, moments;
-  int threads;
+  int threads, parts;  // that share a problem; where that is one, problems that are worked on at a time
   explicit Layout(const TraceNorm& t)
       : dp(padded(t.dx > t.dy ? t.dx : t.dy)), dq(padded(t.dx > t.dy ? t.dy : t.dx)), width(dp + dq) {
     matrix = (dp + kPad) * dp;
     rows = kRows * width;
     moments = (width + kPad) * width;
     // A thread costs up to 100 µs to start, the time of some ten million multiply-adds.
-    const int64_t worth = t.m * width * width / 30000000;
-    threads = int(worth < 1 ? 1 : worth < t.threads ? worth : t.threads);
+    const auto worth = [&](int64_t rows, int64_t most) {
+      const int64_t count = rows * width * width / 30000000;
+      return int(count < 1 ? 1 : count < most ? count : most);
+    };
+    threads = worth(t.m, t.threads);
+    parts = threads > 1 ? 1 : worth(t.problems * (t.m + 8 * width), t.problems < t.threads ? t.problems : t.threads);
   }
   int64_t doubles() const { return width + 13 * matrix + moments + threads * (2 * rows + moments); }
 };
 
+// Value and gradients of one problem.
 template <typename T, typename In>
-bool attempt(TraceNorm& problem, const Layout& layout) {
+bool attempt(const TraceNorm& problem, const Layout& layout) {
   // x is the larger view from here on.
   const bool swapped = problem.dx < problem.dy;
   View<In> x{static_cast<const In*>(problem.x), problem.x_stride, problem.dx};
@@ -271,7 +276,7 @@ bool attempt(TraceNorm& problem, const Layout& layout) {
   double value = 0;
   for (int64_t i = 0; i < p; ++i)
     for (int64_t j = 0; j < q; ++j) value += polar_factor(i, j) * t(i, j);
-  problem.value = value;
+  *problem.value = value;
   if (!grad_x && !grad_y) return true;
 
   // The blocks of M = [2Gxx Gxy; Gxyᵀ 2Gyy] / (m − 1), in T.
@@ -326,15 +331,40 @@ bool attempt(TraceNorm& problem, const Layout& layout) {
   return true;
 }
 
-}  // namespace
-
-int64_t trace_norm_workspace_bytes(const TraceNorm& problem) { return Layout(problem).doubles() * 8; }
-
-bool trace_norm_f32(TraceNorm& problem) {
-  const Layout layout(problem);
-  return attempt<float, float>(problem, layout) || attempt<double, float>(problem, layout);
+// Small problems stand side by side on the threads, larger ones have all of them in turn.
+template <typename In, typename Solve>
+bool each_problem(const TraceNorm& batch, Solve solve) {
+  const Layout layout(batch);
+  parallel(layout.parts, [&](int part, int parts) {
+    TraceNorm problem = batch;
+    problem.workspace = static_cast<double*>(batch.workspace) + part * layout.doubles();
+    for (int64_t i = batch.problems * part / parts; i < batch.problems * (part + 1) / parts; ++i) {
+      problem.x = static_cast<const In*>(batch.x) + i * batch.x_problem_stride;
+      problem.y = static_cast<const In*>(batch.y) + i * batch.y_problem_stride;
+      problem.value = batch.value + i;
+      if (batch.grad_x) problem.grad_x = static_cast<In*>(batch.grad_x) + i * batch.m * batch.dx;
+      if (batch.grad_y) problem.grad_y = static_cast<In*>(batch.grad_y) + i * batch.m * batch.dy;
+      if (!solve(problem, layout)) *problem.value = __builtin_nan("");
+    }
+  });
+  bool served = true;
+  for (int64_t i = 0; i < batch.problems; ++i) served = served && batch.value[i] == batch.value[i];
+  return served;
 }
 
-bool trace_norm_f64(TraceNorm& problem) { return attempt<double, double>(problem, Layout(problem)); }
+}  // namespace
+
+int64_t trace_norm_workspace_bytes(const TraceNorm& batch) {
+  const Layout layout(batch);
+  return layout.parts * layout.doubles() * 8;
+}
+
+bool trace_norm_f32(const TraceNorm& batch) {
+  return each_problem<float>(batch, [](const TraceNorm& problem, const Layout& layout) {
+    return attempt<float, float>(problem, layout) || attempt<double, float>(problem, layout);
+  });
+}
+
+bool trace_norm_f64(const TraceNorm& batch) { return each_problem<double>(batch, attempt<double, double>); }
 
 }  // namespace xmodal::cpu::XMODAL_CPU_SET

@@ -6,10 +6,11 @@ namespace {
 
 template <typename T, int TILE, Layout LAYOUT>
 int run(const ProductGroup& group, cudaStream_t stream) {
-  const dim3 grid(group.tiles, group.plan.splits);
+  const int tiles = group.tiles * group.plan.problems;
+  const dim3 grid(tiles, group.plan.splits);
   const int error = detail::launch(multiply<T, TILE, LAYOUT>, grid, TileShape<T, TILE>::threads, 0, stream, group);
   if (error || group.plan.splits == 1) return error;
-  return detail::launch(add_shares<T>, dim3(group.tiles, TILE / 16), 256, 0, stream, group);
+  return detail::launch(add_shares<T>, dim3(tiles, TILE / 16), 256, 0, stream, group);
 }
 
 template <typename T, int TILE>

@@ -57,7 +57,7 @@ __device__ inline Place place(const ProductGroup& group, int tile, int edge) {
 template <typename T>
 class Epilogue {
  public:
-  __device__ __forceinline__ explicit Epilogue(const Product& p)
+  __device__ __forceinline__ Epilogue(const Product& p, int problem)
       : alpha_(static_cast<T>(p.alpha)),
         beta_(static_cast<T>(p.beta)),
         gamma_(static_cast<T>(p.gamma)),
@@ -66,7 +66,7 @@ class Epilogue {
         symmetric_(p.symmetric),
         kind_(p.out_kind),
         add_(p.beta != 0 ? static_cast<const T*>(p.add) : nullptr),
-        out_(p.out),
+        out_(advanced(p.out, problem * (p.rows * p.out_stride), p.out_kind)),
         add_stride_(p.add_stride),
         out_stride_(p.out_stride) {}
 
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(TileShape<T, TILE>::threads) multiply(const __
   alignas(16) __shared__ T a_shared[2][a_rows * a_ld];
   alignas(16) __shared__ T b_shared[2][b_rows * b_ld];
 
-  const int tile = blockIdx.x;
+  const int problem = blockIdx.x / group.tiles, tile = blockIdx.x % group.tiles;
   const Place where = place(group, tile, TILE);
   const Product& p = group.product[where.product];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
@@ -144,10 +144,10 @@ __global__ void __launch_bounds__(TileShape<T, TILE>::threads) multiply(const __
   Rectangle<T, b_rows, b_columns, b_ld, Shape::threads> b_next;
   const auto fetch = [&](int s) {
     const int term = s >= slices0, k = (s - (term ? slices0 : 0)) * slice;
-    a_next.fetch(p.a[term], group.a_vectors[where.product][term], a_by_depth ? k : where.row0,
+    a_next.fetch(of_problem<T>(p.a[term], problem), group.a_vectors[where.product][term], a_by_depth ? k : where.row0,
                  a_by_depth ? where.row0 : k);
-    b_next.fetch(p.b[term], group.b_vectors[where.product][term], b_by_depth ? k : where.column0,
-                 b_by_depth ? where.column0 : k);
+    b_next.fetch(of_problem<T>(p.b[term], problem), group.b_vectors[where.product][term],
+                 b_by_depth ? k : where.column0, b_by_depth ? where.column0 : k);
   };
   const auto put = [&](int s) {
     const int term = s >= slices0, k = (s - (term ? slices0 : 0)) * slice, stage = (s - begin) % 2;
@@ -203,13 +203,13 @@ __global__ void __launch_bounds__(TileShape<T, TILE>::threads) multiply(const __
   }
 
   double moved = 0, size = 0;
-  const Epilogue<T> epilogue(p);
+  const Epilogue<T> epilogue(p, problem);
   const T* previous = static_cast<const T*>(group.plan.previous);
   const bool watched = group.plan.change != nullptr;
   T* partial = nullptr;
   if (group.plan.splits > 1)
     partial = static_cast<T*>(group.plan.partials) +
-              (static_cast<long long>(blockIdx.y) * group.tiles + tile) * (TILE * TILE);
+              ((static_cast<long long>(problem) * group.plan.splits + blockIdx.y) * group.tiles + tile) * (TILE * TILE);
 #pragma unroll
   for (int d = 0; d < Shape::down; ++d)
 #pragma unroll
@@ -241,16 +241,18 @@ template <typename T>
 __global__ void add_shares(const __grid_constant__ ProductGroup group) {
   using namespace detail;
   const int edge = group.plan.tile;
-  const Place where = place(group, blockIdx.x, edge);
-  const Epilogue<T> epilogue(group.product[where.product]);
+  const int problem = blockIdx.x / group.tiles, tile = blockIdx.x % group.tiles;
+  const Place where = place(group, tile, edge);
+  const Epilogue<T> epilogue(group.product[where.product], problem);
+  const T* partials = static_cast<const T*>(group.plan.partials) +
+                      (static_cast<long long>(problem) * group.plan.splits * group.tiles + tile) * (edge * edge);
   for (int i = threadIdx.x; i < 16 * edge; i += blockDim.x) {
     const int at = 16 * edge * blockIdx.y + i;
     const int row = where.row0 + at / edge, column = where.column0 + at % edge;
     if (!epilogue.wants(row, column)) continue;
     double sum = 0;
     for (int split = 0; split < group.plan.splits; ++split)
-      sum += static_cast<const T*>(
-          group.plan.partials)[(static_cast<long long>(split) * group.tiles + blockIdx.x) * (edge * edge) + at];
+      sum += partials[static_cast<long long>(split) * group.tiles * (edge * edge) + at];
     epilogue.write(row, column, static_cast<T>(sum));
   }
 }

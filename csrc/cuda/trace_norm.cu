@@ -43,7 +43,7 @@ int run(const SmallTraceNorm& call, cudaStream_t stream) {
   task.scale = 1.0 / (call.x.rows - 1);
   task.tolerance = sizeof(T) == 4 ? 1e-4 : 1e-8;
   std::copy_n(polar_express, polar_steps, task.steps);
-  return detail::launch(small_trace_norm_kernel<T>, 1, detail::small_threads,
+  return detail::launch(small_trace_norm_kernel<T>, call.blocks, detail::small_threads,
                         task.shared_squares * square_bytes<T>(task.edge), stream, task);
 }
 

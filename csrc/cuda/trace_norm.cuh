@@ -3,8 +3,8 @@
 //   value = ⟨P, T⟩    Gxy = Lx⁻ᵀ P Ly⁻¹    Gxx = −½ Lx⁻ᵀ sym(P Tᵀ) Lx⁻¹    Gyy = −½ Ly⁻ᵀ sym(Pᵀ T) Ly⁻¹
 //
 // with P from the leading k singular pairs where only those count.
-// One block does it all, in six square matrices of which as many as fit lie in shared memory. They are padded
-// with zeros to multiples of 16, the covariances with ones on the diagonal, so that no product has edges.
+// One block does it all for a problem, in six square matrices of which as many as fit lie in shared memory. They are
+// padded with zeros to multiples of 16, the covariances with ones on the diagonal, so that no product has edges.
 #pragma once
 
 #include "detail/mma.cuh"
@@ -337,20 +337,22 @@ __device__ __noinline__ void leading_pairs(const T* t, T* p, T* u, T* v, int dx,
   block_product(p, transposed_of(tall ? u : v, stride), Factor<T>{tall ? v : u, stride, 1}, px, py, padded, stride);
 }
 
-}  // namespace detail
-
+// Everything for one problem.
 template <typename T>
-__global__ void __launch_bounds__(detail::small_threads)
-    small_trace_norm_kernel(const __grid_constant__ SmallTask task) {
-  using namespace detail;
-  XMODAL_DYNAMIC_SHARED(T, shared);
+__device__ __forceinline__ void solve_small(const SmallTask& task, int problem, T* shared) {
   const SmallTraceNorm& call = task.call;
-  const int dx = call.x.columns, dy = call.y.columns, edge = task.edge, stride = small_stride<T>(edge);
+  const Matrix x = of_problem<T>(call.x, problem), y = of_problem<T>(call.y, problem);
+  const int dx = x.columns, dy = y.columns, edge = task.edge, stride = small_stride<T>(edge);
   const int px = ceil_div(dx, 16) * 16, py = ceil_div(dy, 16) * 16, area = edge * stride;
   const int thread = threadIdx.x;
+  const auto own = [&](auto* data, long long size) {
+    return static_cast<T*>(const_cast<void*>(data)) + problem * size;
+  };
   const auto square = [&](int i) {
-    return i < task.shared_squares ? shared + i * area
-                                   : static_cast<T*>(call.workspace) + (i - task.shared_squares) * area;
+    const long long outside = small_squares - task.shared_squares;
+    return i < task.shared_squares
+               ? shared + i * area
+               : static_cast<T*>(call.workspace) + (blockIdx.x * outside + i - task.shared_squares) * area;
   };
   // In the order of how much they are used.
   T *p = square(0), *u = square(1), *v = square(2), *t = square(3), *a = square(4), *b = square(5);
@@ -358,17 +360,15 @@ __global__ void __launch_bounds__(detail::small_threads)
   for (int i = thread; i < area; i += small_threads) p[i] = u[i] = v[i] = t[i] = a[i] = b[i] = 0;
   __syncthreads();
   if (call.xx) {
-    for (int i = thread; i < dx * dx; i += small_threads)
-      a[i / dx * stride + i % dx] = static_cast<const T*>(call.xx)[i];
-    for (int i = thread; i < dy * dy; i += small_threads)
-      b[i / dy * stride + i % dy] = static_cast<const T*>(call.yy)[i];
-    for (int i = thread; i < dx * dy; i += small_threads)
-      t[i / dy * stride + i % dy] = static_cast<const T*>(call.xy)[i];
+    const T *xx = own(call.xx, dx * dx), *xy = own(call.xy, dx * dy), *yy = own(call.yy, dy * dy);
+    for (int i = thread; i < dx * dx; i += small_threads) a[i / dx * stride + i % dx] = xx[i];
+    for (int i = thread; i < dy * dy; i += small_threads) b[i / dy * stride + i % dy] = yy[i];
+    for (int i = thread; i < dx * dy; i += small_threads) t[i / dy * stride + i % dy] = xy[i];
   } else {
-    block_means<T>(call.x, call.y);
-    for (int row0 = 0; row0 < call.x.rows; row0 += edge) {
-      stage_rows(u, call.x, task.x_vectors, row0, edge, stride);
-      stage_rows(v, call.y, task.y_vectors, row0, edge, stride);
+    block_means<T>(x, y);
+    for (int row0 = 0; row0 < x.rows; row0 += edge) {
+      stage_rows(u, x, task.x_vectors, row0, edge, stride);
+      stage_rows(v, y, task.y_vectors, row0, edge, stride);
       __syncthreads();
       add_moments(u, v, a, t, b, px, py, edge, stride, static_cast<T>(task.scale));
     }
@@ -386,7 +386,8 @@ __global__ void __launch_bounds__(detail::small_threads)
   block_product(t, plain(u), transposed(b), px, py, py, stride);
 
   if (call.top_k) {
-    leading_pairs(t, p, u, v, dx, dy, px, py, stride, call.top_k, static_cast<T*>(call.sigma));
+    T* sigma = call.sigma ? own(call.sigma, min(dx, dy)) : nullptr;
+    leading_pairs(t, p, u, v, dx, dy, px, py, stride, call.top_k, sigma);
     if (!call.value) return;
   } else {
     polar_factor(t, p, u, v, px, py, stride, task);
@@ -396,30 +397,39 @@ __global__ void __launch_bounds__(detail::small_threads)
   for (int i = thread; i < px * py; i += small_threads)
     value += static_cast<double>(p[i / py * stride + i % py]) * t[i / py * stride + i % py];
   value = block_sum(value);
-  if (thread == 0) *static_cast<T*>(call.value) = static_cast<T>(value);
+  if (thread == 0) *own(call.value, 1) = static_cast<T>(value);
 
   const T scale = static_cast<T>(task.scale);
   block_product(u, plain(p), plain(b), px, py, py, stride);
   block_product(v, transposed(a), plain(u), px, py, px, stride, scale);
-  for (int i = thread; i < dx * dy; i += small_threads) {
-    const T g = v[i / dy * stride + i % dy];
-    static_cast<T*>(call.gxy)[i] = g;
-    static_cast<T*>(call.gyx)[i % dy * dx + i / dy] = g;
-  }
+  T *gxy = own(call.gxy, dx * dy), *gyx = own(call.gyx, dx * dy);
+  for (int i = thread; i < dx * dy; i += small_threads)
+    gxy[i] = gyx[i % dy * dx + i / dy] = v[i / dy * stride + i % dy];
   __syncthreads();
   // −2 G = L⁻ᵀ sym(M) L⁻¹ with M = P Tᵀ for x, Pᵀ T for y
-  const auto own_adjoint = [&](Factor<T> left, Factor<T> right, int depth, const T* inverse, int n, int d, void* out) {
+  const auto own_adjoint = [&](Factor<T> left, Factor<T> right, int depth, const T* inverse, int n, int d, T* out) {
     block_product(u, left, right, n, n, depth, stride);
     block_product(v, plain(u), plain(inverse), n, n, n, stride);
     block_product(u, transposed(inverse), plain(v), n, n, n, stride, scale);
     for (int i = thread; i < d * d; i += small_threads) {
       const int row = i / d, column = i % d;
-      static_cast<T*>(out)[i] = T(-0.5) * (u[row * stride + column] + u[column * stride + row]);
+      out[i] = T(-0.5) * (u[row * stride + column] + u[column * stride + row]);
     }
     __syncthreads();
   };
-  own_adjoint(plain(p), transposed(t), py, a, px, dx, call.gxx);
-  own_adjoint(transposed(p), plain(t), px, b, py, dy, call.gyy);
+  own_adjoint(plain(p), transposed(t), py, a, px, dx, own(call.gxx, dx * dx));
+  own_adjoint(transposed(p), plain(t), px, b, py, dy, own(call.gyy, dy * dy));
+}
+
+}  // namespace detail
+
+// A block a problem; each ends in a barrier, so that the next may have its memory.
+template <typename T>
+__global__ void __launch_bounds__(detail::small_threads)
+    small_trace_norm_kernel(const __grid_constant__ SmallTask task) {
+  XMODAL_DYNAMIC_SHARED(T, shared);
+  for (int problem = blockIdx.x; problem < task.call.problems; problem += gridDim.x)
+    detail::solve_small(task, problem, shared);
 }
 
 }  // namespace xmodal::cuda

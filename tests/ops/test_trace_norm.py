@@ -30,7 +30,7 @@ def truth(x: Tensor, y: Tensor, ridge=1e-3, top_k=None) -> tuple[Tensor, Tensor,
 def ours(x: Tensor, y: Tensor, **options) -> tuple[Tensor, Tensor, Tensor]:
     x, y = (v.detach().requires_grad_() for v in (x, y))
     loss = trace_norm_loss(x, y, **options)
-    return loss.detach(), *torch.autograd.grad(loss, (x, y))
+    return loss.detach(), *torch.autograd.grad(loss.sum(), (x, y))
 
 
 # Native code, torch's LAPACK, both sides of each limit, the dual side, mixed sides, d = 1, m = 2.
@@ -209,6 +209,68 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.xmodal.trace_norm.default, (x.half(), y.half(), 0.1, 0.1, 2, True, True))
 
 
+def one_by_one(x: Tensor, y: Tensor, **options) -> list[Tensor]:
+    return [torch.stack(parts) for parts in zip(*(ours(a, b, **options) for a, b in zip(x, y)))]
+
+
+def batch(problems: int, m: int, dx: int, dy: int, dtype: torch.dtype = F64) -> tuple[Tensor, Tensor]:
+    x, y = zip(*(views(m, dx, dy, dtype) for _ in range(problems)))
+    return torch.stack(x), torch.stack(y)
+
+
+# Side by side on several threads, with all threads for each, by torch; unequal, dual and mixed views.
+@pytest.mark.parametrize("shape", [(1, 20, 3, 3), (40, 100, 24, 17), (3, 4000, 90, 60), (2, 300, 20, 257),
+                                   (3, 10, 12, 14), (3, 10, 12, 4)])  # fmt: skip
+@pytest.mark.parametrize("dtype", [F64, F32, torch.bfloat16])
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_batch(shape, dtype, top_k):
+    x, y = batch(*shape, dtype)
+    expected = one_by_one(x, y, top_k=top_k, ridge=(1e-2, 1e-3))
+    actual = ours(x, y, top_k=top_k, ridge=(1e-2, 1e-3))
+    assert actual[0].shape == (shape[0],)
+    for a, e in zip(actual, expected):
+        assert a.dtype == e.dtype
+        assert relative(a, e) < (1e-10 if dtype == F64 else 1e-5)
+
+
+def test_problems_of_a_batch_do_not_touch_each_other():
+    x, y = batch(5, 30, 4, 6, F32)
+    expected = ours(x, y)
+    x[1, 2, 3], y[3, :, 2] = torch.nan, y[3, :, 1]  # not finite; singular without a ridge
+    actual = ours(x, y, ridge=0.0)
+    assert actual[0][1].isnan()
+    assert actual[1][1].isnan().all()
+    assert all(v[3].isfinite().all() for v in actual)
+    expected = one_by_one(x[[0, 2, 4]], y[[0, 2, 4]], ridge=0.0)
+    assert all(torch.equal(a[[0, 2, 4]], e) for a, e in zip(actual, expected))
+
+
+def test_batch_of_any_strides():
+    x, y = batch(4, 30, 5, 3)
+    expected = ours(x, y)
+    for a, b in (
+        (x.mT.contiguous().mT, y),
+        (x.transpose(0, 1).contiguous().transpose(0, 1), y),
+        (x, y.flip(0).flip(0)),
+    ):
+        assert all(relative(p, q) < 1e-12 for p, q in zip(ours(a, b), expected))
+    same = ours(x[:1].expand(4, -1, -1), y)
+    assert relative(same[0], one_by_one(x[:1].repeat(4, 1, 1), y)[0]) < 1e-14
+
+
+def test_batch_gradcheck_opcheck_compile():
+    x, y = (v.requires_grad_() for v in batch(3, 9, 3, 2))
+    weight = torch.tensor([1.0, -2.0, 0.0], dtype=F64)
+    assert torch.autograd.gradcheck(lambda a, b: trace_norm_loss(a, b, ridge=0.1) * weight, (x, y))
+    assert torch.autograd.gradcheck(lambda a, b: trace_norm_loss(a, b, ridge=0.1, top_k=1), (x, y))
+    for flags in ((True, True), (True, False), (False, False)):
+        torch.library.opcheck(torch.ops.xmodal.trace_norm.default, (x.detach(), y.detach(), 0.1, 0.1, 2, *flags))
+    compiled = torch.compile(lambda a, b: trace_norm_loss(2 * a, b), fullgraph=True)
+    eager = torch.autograd.grad(trace_norm_loss(2 * x, y).square().sum(), (x, y))
+    graph = torch.autograd.grad(compiled(x, y).square().sum(), (x, y))
+    assert all(relative(a, b) < 1e-12 for a, b in zip(graph, eager))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_inputs(dtype):
     x, y = (v.to(dtype) for v in views(200, 16, 12))
@@ -307,8 +369,10 @@ def test_every_instruction_set(instructions):
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((torch.randn(4), torch.randn(4, 2)), {}, ValueError, r"x must have shape \(m, d\), got \(4,\)"),
-        ((torch.randn(4, 2), torch.randn(4, 2, 2)), {}, ValueError, r"y must have shape \(m, d\)"),
+        ((torch.randn(4), torch.randn(4, 2)), {}, ValueError, r"x must have shape \(m, d\) or \(B, m, d\), got \(4,\)"),
+        ((torch.randn(4, 2), torch.randn(4, 2, 2)), {}, ValueError, r"y must have the batch of x, \(4, 2\), got shape"),
+        ((torch.randn(3, 4, 2), torch.randn(2, 4, 2)), {}, ValueError, r"y must have the batch of x, \(3, 4, 2\), got"),
+        ((torch.randn(0, 4, 2), torch.randn(0, 4, 2)), {}, ValueError, "x must hold at least one problem, got shape"),
         ((torch.randn(4, 2), torch.randn(5, 2)), {}, ValueError, "y must have as many rows as x, 4, got 5"),
         ((torch.randn(1, 2), torch.randn(1, 2)), {}, ValueError, "x must have at least 2 rows, got 1"),
         ((torch.randn(4, 0), torch.randn(4, 2)), {}, ValueError, "x must have at least one column"),

@@ -17,7 +17,8 @@ class TraceNormLoss(nn.Module):
         ridge: added to the diagonals of both covariances, absolute; a number or a pair (rx, ry).
         top_k: how many of the leading canonical correlations count; ``None`` counts all.
 
-    Shapes: x (m, dx) and y (m, dy), rows being samples -> scalar in [−min(dx, dy), 0].
+    Shapes: x (m, dx) and y (m, dy), rows being samples -> scalar in [−min(dx, dy), 0];
+    x (B, m, dx) and y (B, m, dy) -> (B,).
     """
 
     def __init__(self, ridge: float | Sequence[float] = 1e-3, top_k: int | None = None) -> None:

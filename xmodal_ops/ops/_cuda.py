@@ -84,14 +84,23 @@ def fast_double(x: Tensor) -> bool:
 
 def rows(x: Tensor) -> Tensor:
     """x with the numbers of a row next to each other, rows any distance apart: as the kernels read matrices."""
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def problems_of(x: Tensor) -> int:
+    """How many problems a tensor (m, d) or (B, m, d) belongs to."""
+    return x.shape[0] if x.ndim == 3 else 1
 
 
 def matrix(x: Tensor, shift: Tensor | None = None) -> Any:
-    """What the kernels call a Matrix; shift (2, d) holds the column means, as `column_means` gives them."""
+    """What the kernels call a Matrix; shift (2, d) holds the column means, as `column_means` gives them.
+
+    Of a batch (B, m, d), shift (B, 2, d), it is the first problem's.
+    """
     at = shift.data_ptr() if shift is not None else 0
-    assert x.stride(1) == 1 or x.shape[1] == 1, "a matrix of the kernels is stored by rows"
-    return native.Matrix(x.data_ptr(), x.stride(0), x.shape[0], x.shape[1], KINDS[x.dtype], at)
+    assert x.stride(-1) == 1 or x.shape[-1] == 1, "a matrix of the kernels is stored by rows"
+    batch = x.stride(0) if x.ndim == 3 else 0
+    return native.Matrix(x.data_ptr(), x.stride(-2), x.shape[-2], x.shape[-1], KINDS[x.dtype], at, batch)
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,10 @@ class Term:
 
 @dataclass(frozen=True)
 class Product:
-    """out = alpha · Σ a·b + beta · add + gamma · I; of a symmetric result only one triangle is computed."""
+    """out = alpha · Σ a·b + beta · add + gamma · I; of a symmetric result only one triangle is computed.
+
+    Of a batch, all but `add` have a first dimension more, and out has no gaps.
+    """
 
     terms: tuple[Term, ...]
     out: Tensor
@@ -153,9 +165,10 @@ def products(
     first = list_[0].terms[0]
     wide = any(f is not None and f.dtype == torch.float64 for f in (first.a, first.b, first.a_shift, first.b_shift))
     shapes = [(_shape(p), p.symmetric) for p in list_]
-    tile = tile or choose_tile(shapes, wide, processors(first.a))
-    tiles = sum(count_tiles(shape, symmetric, tile) for shape, symmetric in shapes)
-    depth = max(sum(t.a.shape[0 if layout == "tn" else 1] for t in p.terms) for p in list_)
+    problems = problems_of(first.a)
+    tile = tile or choose_tile(shapes, wide, -(-processors(first.a) // problems))
+    tiles = problems * sum(count_tiles(shape, symmetric, tile) for shape, symmetric in shapes)
+    depth = max(sum(t.a.shape[-2 if layout == "tn" else -1] for t in p.terms) for p in list_)
     splits = choose_splits(tiles, tile, depth, wide, processors(first.a)) if may_split and iteration is None else 1
     dtype = torch.float64 if wide else torch.float32
     partials = first.a.new_empty(splits * tiles * tile * tile if splits > 1 else 0, dtype=dtype)
@@ -163,6 +176,7 @@ def products(
     change = iteration.change if iteration else None
     native.cuda_products(
         [_native(p) for p in list_],
+        problems,
         wide,
         LAYOUTS[layout],
         tile,
@@ -176,7 +190,7 @@ def products(
 
 
 def _shape(p: Product) -> tuple[int, int]:
-    return p.out.shape[0], p.out.shape[1]
+    return p.out.shape[-2], p.out.shape[-1]
 
 
 def address(x: Tensor | None) -> int:
@@ -196,7 +210,7 @@ def _native(p: Product) -> Any:
         address(p.add),
         add_stride,
         p.out.data_ptr(),
-        p.out.stride(0),
+        p.out.stride(-2),
         KINDS[p.out.dtype],
     )
 
@@ -210,14 +224,18 @@ def product(layout: Layout, a: Tensor, b: Tensor, *, symmetric: bool = False, al
 
 
 def column_means(*views: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Of each view (m, d) its column means as two rows (2, d) of dtype, whose sum has twice the precision."""
-    m, columns = views[0].shape[0], sum(v.shape[1] for v in views)
-    blocks = sum(-(-v.shape[1] // 128) for v in views)
+    """Of each view (m, d) its column means as two rows (2, d) of dtype, whose sum has twice the precision.
+
+    Of views (B, m, d), (B, 2, d).
+    """
+    m, columns, problems = views[0].shape[-2], sum(v.shape[-1] for v in views), problems_of(views[0])
+    blocks = problems * sum(-(-v.shape[-1] // 128) for v in views)
     splits = max(1, min(4 * processors(views[0]) // blocks, m // 32))
-    partials = views[0].new_empty(splits * columns, dtype=torch.float64)
-    shifts = [v.new_empty((2, v.shape[1]), dtype=dtype) for v in views]
+    partials = views[0].new_empty(problems * splits * columns, dtype=torch.float64)
+    shifts = [v.new_empty((*v.shape[:-2], 2, v.shape[-1]), dtype=dtype) for v in views]
     native.cuda_column_means(
         [matrix(v) for v in views],
+        problems,
         dtype == torch.float64,
         splits,
         partials.data_ptr(),

@@ -14,16 +14,17 @@ def moments(
     x: Tensor, y: Tensor | None, rx: float, ry: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None, Tensor | None, list[Tensor]]:
     """Sxx + rx I, Sxy, Syy + ry I in dtype, and the shifts of the views: three launches, four where depth is split."""
-    scale = 1.0 / (x.shape[0] - 1)
+    batch, dx, scale = x.shape[:-2], x.shape[-1], 1.0 / (x.shape[-2] - 1)
     views = [x] if y is None else [x, y]
     shifts = column_means(*views, dtype=dtype)
-    xx = x.new_empty((x.shape[1], x.shape[1]), dtype=dtype)
+    xx = x.new_empty((*batch, dx, dx), dtype=dtype)
     list_ = [Product((Term(x, x, shifts[0], shifts[0]),), xx, True, scale, gamma=rx)]
     if y is None:
         products("tn", *list_)
         return xx, None, None, shifts
-    xy = x.new_empty((x.shape[1], y.shape[1]), dtype=dtype)
-    yy = x.new_empty((y.shape[1], y.shape[1]), dtype=dtype)
+    dy = y.shape[-1]
+    xy = x.new_empty((*batch, dx, dy), dtype=dtype)
+    yy = x.new_empty((*batch, dy, dy), dtype=dtype)
     list_.append(Product((Term(x, y, shifts[0], shifts[1]),), xy, False, scale))
     list_.append(Product((Term(y, y, shifts[1], shifts[1]),), yy, True, scale, gamma=ry))
     products("tn", *list_)

@@ -14,7 +14,7 @@ from .canonical_correlations import _forward as portable_correlations
 
 SMALL = 128  # columns up to which one block does all the algebra
 SMALL_DOUBLE = 64  # and up to which, where fp64 is fast, it does so in fp64: conditioning then costs no digits
-ONE_LAUNCH_ROWS = 512  # rows up to which it does the covariances, too
+ONE_LAUNCH_ROWS = 512  # rows up to which it does the covariances, too; any number where problems fill the chip
 POLAR_EXPRESS_STEPS = 8
 ROOT_STEPS = 16  # of the dual side's iteration: correlations down to 1e-6
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # the iteration is cubic: the error is far below the change
@@ -25,7 +25,9 @@ Adjoints = tuple[Tensor, Tensor, Tensor, Tensor]  # 2 Gxx/(m − 1), Gxy/(m − 
 def trace_norm(
     x: Tensor, y: Tensor, rx: float, ry: float, top_k: int, need_x: bool, need_y: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    (m, dx), dy = x.shape, y.shape[1]
+    (m, dx), dy = x.shape[-2:], y.shape[-1]
+    if x.ndim == 3 and not by_one_block(x, y):
+        return portable.each_problem(trace_norm, x, y, rx, ry, top_k, need_x, need_y)
     some = top_k < min(dx, dy)
     if some and not by_one_block(x, y):
         return portable.trace_norm(x, y, rx, ry, top_k, need_x, need_y)
@@ -62,14 +64,15 @@ def _apply(
 
 
 def by_one_block(x: Tensor, y: Tensor) -> bool:
-    return max(x.shape[1], y.shape[1]) <= min(SMALL, x.shape[0] - 1)
+    return max(x.shape[-1], y.shape[-1]) <= min(SMALL, x.shape[-2] - 1)
 
 
 def small(x: Tensor, y: Tensor, rx: float, ry: float, top_k: int = 0) -> tuple[Tensor, Adjoints, list[Tensor]]:
     """Both views at most 128 wide: the algebra in one launch, and for few rows the covariances with it."""
-    dx, dy, dtype = x.shape[1], y.shape[1], _small_type(x, y)
-    value = x.new_empty((), dtype=dtype)
-    gxx, gxy, gyx, gyy = (x.new_empty(shape, dtype=dtype) for shape in ((dx, dx), (dx, dy), (dy, dx), (dy, dy)))
+    batch, dx, dy, dtype = x.shape[:-2], x.shape[-1], y.shape[-1], _small_type(x, y)
+    value = x.new_empty(batch, dtype=dtype)
+    shapes = (dx, dx), (dx, dy), (dy, dx), (dy, dy)
+    gxx, gxy, gyx, gyy = (x.new_empty((*batch, *shape), dtype=dtype) for shape in shapes)
     shifts = _one_block(x, y, rx, ry, top_k, None, value, gxx, gxy, gyx, gyy)
     return value.to(accumulation_type(x.dtype)), (gxx, gxy, gyx, gyy), shifts
 
@@ -83,7 +86,7 @@ def canonical_correlations(x: Tensor, y: Tensor, rx: float, ry: float, top_k: in
 
 
 def _small_type(x: Tensor, y: Tensor) -> torch.dtype:
-    wide = max(x.shape[1], y.shape[1]) <= SMALL_DOUBLE and _cuda.fast_double(x)
+    wide = max(x.shape[-1], y.shape[-1]) <= SMALL_DOUBLE and _cuda.fast_double(x)
     return torch.float64 if wide else accumulation_type(x.dtype)
 
 
@@ -93,10 +96,13 @@ def _one_block(
     """The kernel behind `small`; results are value, gxx, gxy, gyx, gyy. Gives the views' shifts."""
     dtype = _small_type(x, y)
     wide = dtype == torch.float64
-    workspace = x.new_empty(_cuda.native.cuda_small_workspace(x.shape[1], y.shape[1], wide), dtype=dtype)
+    problems, processors = _cuda.problems_of(x), _cuda.processors(x)
+    outside = _cuda.native.cuda_small_workspace(x.shape[-1], y.shape[-1], wide)
+    blocks = min(problems, processors) if outside else problems  # what is outside is there once a block
+    workspace = x.new_empty(blocks * outside, dtype=dtype)
     given: list[Tensor | None] = [None, None, None]
-    if x.shape[0] <= ONE_LAUNCH_ROWS:
-        shifts = [v.new_empty((2, v.shape[1]), dtype=dtype) for v in (x, y)]
+    if x.shape[-2] <= ONE_LAUNCH_ROWS or problems >= processors:
+        shifts = [v.new_empty((*v.shape[:-2], 2, v.shape[-1]), dtype=dtype) for v in (x, y)]
     else:
         *given, shifts = moments(x, y, rx, ry, dtype)
     _cuda.native.cuda_small_trace_norm(
@@ -107,6 +113,8 @@ def _one_block(
         ry,
         top_k,
         *map(_cuda.address, (sigma, *results, workspace)),
+        problems,
+        blocks,
         wide,
         stream(x),
     )

@@ -15,7 +15,7 @@ from ._library import define, full_precision, implement
 
 
 def _fake(x: Tensor, y: Tensor, rx: float, ry: float, top_k: int, need_x: bool, need_y: bool) -> tuple[Tensor, ...]:
-    value = x.new_empty((), dtype=torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype)
+    value = x.new_empty(x.shape[:-2], dtype=torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype)
     return value, torch.empty_like(x) if need_x else x.new_empty(0), torch.empty_like(y) if need_y else y.new_empty(0)
 
 
@@ -33,37 +33,48 @@ _NATIVE_MAX_DIM = _C.TRACE_NORM_MAX_DIM
 def _cpu(
     x: Tensor, y: Tensor, rx: float, ry: float, top_k: int, need_x: bool, need_y: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    (m, dx), dy = x.shape, y.shape[1]
+    (m, dx), dy = x.shape[-2:], y.shape[-1]
     if x.dtype in (torch.float16, torch.bfloat16):
         value, gx, gy = _cpu(x.float(), y.float(), rx, ry, top_k, need_x, need_y)
         return value, gx.to(x.dtype), gy.to(y.dtype)
     if max(dx, dy) > _NATIVE_MAX_DIM or m <= max(dx, dy) or top_k < min(dx, dy):
         return reference.trace_norm(x, y, rx, ry, top_k, need_x, need_y)
-    x = x if x.stride(1) == 1 else x.contiguous()
-    y = y if y.stride(1) == 1 else y.contiguous()
-    threads = torch.get_num_threads()
-    gx = x.new_empty((m, dx) if need_x else 0)
-    gy = y.new_empty((m, dy) if need_y else 0)
-    workspace = torch.empty(_C.trace_norm_workspace_bytes(m, dx, dy, threads), dtype=torch.uint8)
-    result = _C.trace_norm_cpu(
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    y = y if y.stride(-1) == 1 else y.contiguous()
+    problems, threads = x.shape[0] if x.ndim == 3 else 1, torch.get_num_threads()
+    value = x.new_empty(x.shape[:-2], dtype=torch.float64)
+    gx = x.new_empty(x.shape if need_x else 0)
+    gy = y.new_empty(y.shape if need_y else 0)
+    workspace = torch.empty(_C.trace_norm_workspace_bytes(problems, m, dx, dy, threads), dtype=torch.uint8)
+    served = _C.trace_norm_cpu(
         x.data_ptr(),
         y.data_ptr(),
         x.dtype == torch.float64,
+        problems,
         m,
         dx,
         dy,
+        x.stride(-2),
+        y.stride(-2),
         x.stride(0),
         y.stride(0),
         rx,
         ry,
+        value.data_ptr(),
         gx.data_ptr() if need_x else 0,
         gy.data_ptr() if need_y else 0,
         workspace.data_ptr(),
         threads,
     )
-    if result is None:
-        return reference.trace_norm(x, y, rx, ry, top_k, need_x, need_y)
-    return x.new_tensor(result), gx, gy
+    if not served:
+        if x.ndim == 2:
+            return reference.trace_norm(x, y, rx, ry, top_k, need_x, need_y)
+        for i in value.isnan().nonzero()[:, 0].tolist():
+            results = reference.trace_norm(x[i], y[i], rx, ry, top_k, need_x, need_y)
+            for whole, part, needed in zip((value, gx, gy), results, (True, need_x, need_y)):
+                if needed:
+                    whole[i] = part
+    return value.to(x.dtype), gx, gy
 
 
 implement("trace_norm", _cpu, "CPU", "C++ to d = 256, torch")
@@ -82,21 +93,28 @@ class _TraceNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gx, gy = ctx.saved_tensors
         need_x, need_y = ctx.needs_input_grad[:2]
-        return gx * -grad if need_x else None, gy * -grad if need_y else None, None, None, None
+        return _scaled(gx, grad) if need_x else None, _scaled(gy, grad) if need_y else None, None, None, None
+
+
+def _scaled(gradient: Tensor, by: Tensor) -> Tensor:
+    """The value's gradient as the loss's, where that of the loss is `by`, one number a problem."""
+    return gradient * -by if by.ndim == 0 else (gradient * -by[:, None, None]).to(gradient.dtype)
 
 
 def trace_norm_loss(x: Tensor, y: Tensor, *, ridge: float | Sequence[float] = 1e-3, top_k: int | None = None) -> Tensor:
     """Minus the total correlation of two views: the objective of deep CCA, to be minimised.
 
     Args:
-        x: (m, dx) outputs of one network, rows are samples; fp64, fp32, bf16 or fp16 (accumulated in fp32).
-        y: (m, dy) outputs of the other, row i the partner of row i of x.
+        x: (m, dx) outputs of one network, rows are samples; fp64, fp32, bf16 or fp16 (accumulated in fp32). Or
+            (B, m, dx), a batch of B problems that have nothing to do with each other.
+        y: (m, dy) or (B, m, dy) outputs of the other, row i the partner of row i of x.
         ridge: added to the diagonals of the covariances (which divide by m − 1), in squared units of the outputs; a
             number or a pair (rx, ry).
         top_k: count the leading k canonical correlations only (Ky Fan norm); all by default.
 
     Returns:
         A scalar in (−min(dx, dy), 0], fp32 for half inputs: −‖T‖_*, T = (Sxx + rx I)^(−1/2) Sxy (Syy + ry I)^(−1/2).
+        (B,) of them for a batch.
 
     Raises:
         ValueError: a rank, a number of rows, m < 2, a device, the ridge or top_k does not fit.
@@ -107,15 +125,16 @@ def trace_norm_loss(x: Tensor, y: Tensor, *, ridge: float | Sequence[float] = 1e
     the covariances are too ill conditioned for it (on the CPU). With ridge 0 and a singular covariance the smallest
     ridge that factorises is used. Non-finite inputs give non-finite results. Differentiable once.
 
-    O(m d² + d³) time; for a view with m <= d, O(m² d + m³) by the dual side. O(m d + d²) memory.
+    O(m d² + d³) time; for a view with m <= d, O(m² d + m³) by the dual side. O(m d + d²) memory. Of a batch, small
+    problems with m > d stand side by side (d <= 256 and all correlations on the CPU, d <= 128 on CUDA).
     Yan & Mikolajczyk, "Deep Correlation for Matching Images and Text", CVPR 2015, §3.2; Andrew et al., ICML 2013.
 
     >>> loss = trace_norm_loss(image_net(images), text_net(texts))
     >>> loss.backward()
     """
-    _checks.pair(x, y)
+    _checks.pair(x, y, batched=True)
     rx, ry = _checks.ridges(ridge)
-    k = _checks.leading(top_k, x.shape[1], y.shape[1])
+    k = _checks.leading(top_k, x.shape[-1], y.shape[-1])
     with full_precision(x.device):
         loss: Tensor = _TraceNorm.apply(x, y, rx, ry, k)
         return loss

@@ -19,7 +19,8 @@ which is the primal formula after its cancelling terms are taken out: in fp32 it
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -245,7 +246,16 @@ def _attempt(
 def trace_norm(
     x: Tensor, y: Tensor, rx: float, ry: float, top_k: int, need_x: bool, need_y: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Σ of the leading k canonical correlations, and its gradients; empty where none is needed."""
+    """Σ of the leading k canonical correlations, and its gradients, empty where none is needed; of each of a batch."""
+    if x.ndim == 3:
+        return each_problem(trace_norm, x, y, rx, ry, top_k, need_x, need_y)
     ones = torch.ones(top_k, dtype=accumulation_type(x.dtype), device=x.device)
     sigma, gx, gy = correlations(x, y, rx, ry, ones, need_x, need_y)
     return sigma[:top_k].sum(), x.new_empty(0) if gx is None else gx, y.new_empty(0) if gy is None else gy
+
+
+def each_problem(solve: Callable[..., Any], x: Tensor, y: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Value and gradients of one pair of views after the other, stacked; `options` end in need_x, need_y."""
+    values, gx, gy = zip(*(solve(a, b, *options) for a, b in zip(x, y)))
+    need_x, need_y = options[-2:]
+    return torch.stack(values), torch.stack(gx) if need_x else gx[0], torch.stack(gy) if need_y else gy[0]

@@ -82,6 +82,18 @@ __device__ __forceinline__ void write(void* data, long long index, Kind kind, T 
   }
 }
 
+__device__ __forceinline__ void* advanced(void* data, long long elements, Kind kind) {
+  return static_cast<char*>(data) + elements * (kind == Kind::f64 ? 8 : kind == Kind::f32 ? 4 : 2);
+}
+
+// The matrix of one problem of a batch, read in numbers T.
+template <typename T>
+__device__ __forceinline__ Matrix of_problem(Matrix m, int problem) {
+  m.data = advanced(const_cast<void*>(m.data), problem * m.batch, m.kind);
+  if (m.shift) m.shift = static_cast<const T*>(m.shift) + 2LL * m.columns * problem;
+  return m;
+}
+
 // Four neighbours of a row as they lie in memory; converting waits until they are used, so that loads overlap.
 // T = float reads f32, f16, bf16; T = double reads f64 as well.
 template <typename T>
@@ -140,11 +152,11 @@ struct alignas(16) Four {
   T value[4];
 };
 
-// Whether every quad of a matrix may be loaded at once: rows start at multiples of four numbers.
+// Whether every quad of a matrix may be loaded at once: rows start at multiples of four numbers, in every problem.
 inline bool vector_loads(const Matrix& matrix) {
   const auto address = reinterpret_cast<std::uintptr_t>(matrix.data);
   const int align = matrix.kind == Kind::f16 || matrix.kind == Kind::bf16 ? 8 : 16;
-  return address % align == 0 && matrix.stride % 4 == 0;
+  return address % align == 0 && matrix.stride % 4 == 0 && matrix.batch % 4 == 0;
 }
 
 // A ROWS×COLUMNS rectangle of a matrix, fetched into the registers of THREADS threads and put into shared

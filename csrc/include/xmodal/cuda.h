@@ -28,24 +28,28 @@ enum class Kind : int { f32, f16, bf16, f64 };
 
 // A matrix with columns next to each other and rows `stride` elements apart. `shift` (null for none) holds
 // 2·columns numbers: column j is read as (x − shift[j]) − shift[columns + j].
+// Of a batch of problems it is the first one's: those of the others lie `batch` elements apart, shifts and results
+// (unless said otherwise) without gaps.
 struct Matrix {
   const void* data = nullptr;
   std::int64_t stride = 0;
   int rows = 0, columns = 0;
   Kind kind = Kind::f32;
   const void* shift = nullptr;
+  std::int64_t batch = 0;
 };
 
 // shifts[v] = the column means of one or two views as Matrix::shift wants them, 2·columns numbers each. Partial
-// sums go to `partials`, splits · (columns of all views) numbers.
-int column_means(const Matrix* views, int count, bool wide, int splits, double* partials, void* const* shifts,
-                 void* stream);
+// sums go to `partials`, problems · splits · (columns of all views) numbers.
+int column_means(const Matrix* views, int count, int problems, bool wide, int splits, double* partials,
+                 void* const* shifts, void* stream);
 
 // How the factors of C = A·B lie in memory, each stored by rows: a as A or (t) Aᵀ, b as B or (t) Bᵀ.
 enum class Layout : int { nn, tn, nt };
 
 // out = alpha · (a[0]·b[0] + a[1]·b[1]) + beta · add + gamma · I, the second term only where `terms` is 2.
 // A symmetric out costs its lower triangle, and is mirrored: bitwise symmetric. `add` and `out` may not overlap.
+// In a batch the outs lie rows·out_stride elements apart, and `add` is the same for all.
 struct Product {
   Matrix a[2], b[2];
   int terms = 1;
@@ -60,15 +64,16 @@ struct Product {
 };
 
 // How products run. `splits` blocks share the inner dimension of each tile; more than one need `partials`,
-// splits · product_tiles · tile² numbers, which are added in a fixed order.
+// problems · splits · product_tiles · tile² numbers, which are added in a fixed order.
 struct Plan {
+  int problems = 1;
   bool wide = false;
   Layout layout = Layout::nn;
   int tile = 64;  // 64, or 128 for fp32
   int splits = 1;
   void* partials = nullptr;
-  // For iterations that end on the device, with one split. Where *active is 0, out becomes a copy of `previous`
-  // (out's shape and stride; one product only), or is left as it is without one. Elsewhere change[2 t] and
+  // For iterations that end on the device, with one problem and one split. Where *active is 0, out becomes a copy of
+  // `previous` (out's shape and stride; one product only), or is left as it is without one. Elsewhere change[2 t] and
   // change[2 t + 1], unless null, become tile t's Σ(out − previous)² and Σ out².
   const int* active = nullptr;
   const void* previous = nullptr;
@@ -94,7 +99,7 @@ struct Quintic {
 extern const Quintic polar_express[polar_steps];
 constexpr Quintic polar_last = {1.875, -1.25, 0.375};
 
-// Trace norm ‖T‖_* of views of at most 128 columns, by one block: covariances → Cholesky → T → polar factor →
+// Trace norm ‖T‖_* of views of at most 128 columns, by one block a problem: covariances → Cholesky → T → polar factor →
 // value and the adjoints that gradients are made of,
 //   dX = Xc·gxx + Yc·gyx,  dY = Yc·gyy + Xc·gxy   (gxx = 2 Gxx/(m − 1), gxy = Gxy/(m − 1), gyx = gxyᵀ, …).
 // All results are numbers computed with, matrices without gaps between rows.
@@ -107,7 +112,8 @@ struct SmallTraceNorm {
   int top_k = 0;
   void* sigma = nullptr;
   void *value = nullptr, *gxx = nullptr, *gxy = nullptr, *gyx = nullptr, *gyy = nullptr;
-  void* workspace = nullptr;  // small_workspace(…) numbers
+  void* workspace = nullptr;     // blocks · small_workspace(…) numbers
+  int problems = 1, blocks = 1;  // fewer blocks than problems take turns
 };
 constexpr int small_columns = 128;
 std::int64_t small_workspace(int dx, int dy, bool wide);
