@@ -127,9 +127,12 @@ __global__ void __launch_bounds__(TileShape<T, TILE>::threads) multiply(const __
     if (!group.plan.previous) return;
     for (int i = threadIdx.x; i < TILE * TILE; i += Shape::threads) {
       const int row = where.row0 + i / TILE, column = where.column0 + i % TILE;
-      if (row < p.rows && column < p.columns)
-        static_cast<T*>(p.out)[row * p.out_stride + column] =
-            static_cast<const T*>(group.plan.previous)[row * p.out_stride + column];
+      if (row >= p.rows || column >= p.columns) continue;
+      const auto copy = [&](long long at) {
+        static_cast<T*>(p.out)[at] = static_cast<const T*>(group.plan.previous)[at];
+      };
+      copy(row * p.out_stride + column);
+      if (p.symmetric) copy(column * p.out_stride + row);
     }
     return;
   }

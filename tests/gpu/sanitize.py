@@ -20,7 +20,9 @@ def main() -> None:
             trace_norm_loss(x, y, top_k=2).backward()
             canonical_correlations(x, y)
             sum(part.sum() for part in covariance(x, y)).backward()
-            whiten(x, ridge=0.1).sum().backward()
+            trace_norm_loss(x.expand(3, -1, -1), y.expand(3, -1, -1)).sum().backward()
+            for method in ("cholesky", "zca"):
+                whiten(x, ridge=0.1, method=method).sum().backward()
         for m, n, d in ((37, 53, 7), (300, 260, 40)):
             anchor, ref = (torch.randn(rows, d, device="cuda").to(dtype) for rows in (m, n))
             labels, ref_labels = (torch.randint(4, (rows,), device="cuda") for rows in (m, n))

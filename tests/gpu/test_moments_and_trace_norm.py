@@ -46,7 +46,7 @@ def loss_and_gradients(x: Tensor, y: Tensor, **options: Any) -> tuple[Tensor, Te
 
 
 def truth(x: Tensor, y: Tensor, ridge: float = 1e-3) -> list[Tensor]:
-    k = min(x.shape[1], y.shape[1])
+    k = min(x.shape[-1], y.shape[-1])
     return [-t for t in reference.trace_norm(x.cpu().double(), y.cpu().double(), ridge, ridge, k, True, True)]
 
 
@@ -85,6 +85,21 @@ def test_leading_pairs_and_all_correlations(shape, dtype, no_sync):
     assert (correlations.cpu() - sigma).abs().max() < (1e-11 if dtype == F64 else 1e-5)
 
 
+# One launch, covariances apart, one launch for any number of rows, blocks that take turns, one after the other.
+@pytest.mark.parametrize("shape", [(9, 200, 64, 30), (3, 2000, 60, 64), (300, 700, 9, 16), (300, 90, 70, 80),
+                                   (2, 300, 200, 150)])  # fmt: skip
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_batch(shape, dtype, no_sync):
+    torch.cuda.set_sync_debug_mode("default")
+    x, y = (torch.stack(v) for v in zip(*(views(*shape[1:], dtype) for _ in range(shape[0]))))
+    a, b = (v.cuda().requires_grad_() for v in (x, y))
+    torch.cuda.set_sync_debug_mode("error")
+    loss = trace_norm_loss(a, b)
+    gradients = torch.autograd.grad(loss.sum(), (a, b))
+    torch.cuda.set_sync_debug_mode("default")
+    close((loss.detach(), *gradients), truth(x, y), 2e-5 if dtype == F32 else 1e-9)
+
+
 @pytest.mark.parametrize("dtype", [F16, BF16])
 @pytest.mark.parametrize("shape", [(512, 64, 64), (700, 300, 129), (60, 300, 200)])
 def test_halves(shape, dtype):
@@ -110,18 +125,22 @@ def test_covariance_and_its_backward(shape, dtype):
     close(actual_grads, [g for g in expected_grads if g is not None], tolerance)
 
 
+@pytest.mark.parametrize("method", ["cholesky", "zca"])
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("shape", [(50, 13), (1000, 300)])
-def test_whiten_and_its_backward(shape, dtype):
+def test_whiten_and_its_backward(shape, dtype, method, no_sync):
+    torch.cuda.set_sync_debug_mode("default")
     x, _ = device_views(*shape, 1, dtype)
     x.requires_grad_()
     grad = torch.randn_like(x)
-    w = whiten(x, ridge=0.1)
+    torch.cuda.set_sync_debug_mode("error")
+    w = whiten(x, ridge=0.1, method=method)
     (gx,) = torch.autograd.grad(w, x, grad)
+    torch.cuda.set_sync_debug_mode("default")
     wide = x.detach().cpu().double()
     expected = (
-        whiten_reference.whiten(wide, 0.1, False),
-        whiten_reference.whiten_backward(grad.cpu().double(), wide, 0.1, False),
+        whiten_reference.whiten(wide, 0.1, method == "zca"),
+        whiten_reference.whiten_backward(grad.cpu().double(), wide, 0.1, method == "zca"),
     )
     close((w, gx), list(expected), 1e-5 if dtype == F32 else 1e-11)
 
@@ -132,7 +151,8 @@ def test_gradcheck_of_the_kernels(shape):
     x.requires_grad_()
     y.requires_grad_(shape[2] < 20)
     assert torch.autograd.gradcheck(lambda a, b: trace_norm_loss(a, b, ridge=0.2), (x, y))
-    assert torch.autograd.gradcheck(lambda a: whiten(a, ridge=0.2), (x,))
+    for method in ("cholesky", "zca"):
+        assert torch.autograd.gradcheck(lambda a, method=method: whiten(a, ridge=0.2, method=method), (x,))
     assert torch.autograd.gradcheck(lambda a: covariance(a, y.detach())[:4], (x,))
 
 
@@ -141,7 +161,9 @@ def test_opcheck():
     ops = torch.ops.xmodal
     torch.library.opcheck(ops.trace_norm.default, (x, y, 0.1, 0.2, 5, True, True))
     torch.library.opcheck(ops.covariance.default, (x, y, 0.1, 0.2))
-    torch.library.opcheck(ops.whiten.default, (x, 0.1, False))
+    torch.library.opcheck(ops.trace_norm.default, (x.expand(3, -1, -1), y.expand(3, -1, -1), 0.1, 0.2, 5, True, True))
+    for zca in (False, True):
+        torch.library.opcheck(ops.whiten.default, (x, 0.1, zca))
 
 
 @pytest.mark.parametrize("shape", [(512, 64, 64), (700, 129, 300), (60, 300, 200)])

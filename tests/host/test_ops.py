@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import relative, views
-from xmodal_ops.ops import _cuda, _cuda_moments, _cuda_trace_norm
+from xmodal_ops.ops import _cuda, _cuda_iterations, _cuda_moments, _cuda_trace_norm
 from xmodal_ops.reference import covariance as covariance_reference
 from xmodal_ops.reference import trace_norm as reference
 from xmodal_ops.reference import whiten as whiten_reference
@@ -142,6 +142,7 @@ def test_every_schedule_gives_the_same_bits(host):
         results.append(_cuda_trace_norm.trace_norm(x, y, 1e-3, 1e-3, 10, True, True))
         results[-1] += _cuda_trace_norm.trace_norm(x, y, 1e-3, 1e-3, 3, True, True)
         results[-1] += _cuda_moments.covariance(x, y, 0.1, 0.2)
+        results[-1] += (_cuda_moments.whiten_backward(y, y, 0.1, True),)
     host.seed(0)
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
 
@@ -226,6 +227,24 @@ def test_gradients_that_nobody_needs_are_empty(need, rows):
         assert torch.equal(one, other) if needed else one.numel() == 0
 
 
+class Zca(torch.autograd.Function):
+    """The kernels' own whitening and its gradient, for gradcheck."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.x = x
+        return _cuda_moments.whiten(x, 0.1, True)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _cuda_moments.whiten_backward(grad, ctx.x, 0.1, True)
+
+
+@pytest.mark.parametrize("shape", [(5, 2), (2, 3)])
+def test_gradcheck_of_zca(shape):
+    assert torch.autograd.gradcheck(Zca.apply, (views(*shape, 1)[0].requires_grad_(),))
+
+
 class Differentiable(torch.autograd.Function):
     """The kernels' own value and gradients, for gradcheck."""
 
@@ -275,16 +294,67 @@ def test_columns_of_any_stride():
     check(*strange)
 
 
+@pytest.mark.parametrize("zca", [False, True])
 @pytest.mark.parametrize("dtype", [F32, F64])
-@pytest.mark.parametrize("shape", [(50, 13), (200, 70)])
-def test_whiten_and_its_backward(dtype, shape):
+@pytest.mark.parametrize("shape", [(50, 13), (200, 70), (8, 20)])
+def test_whiten_and_its_backward(shape, dtype, zca):
     x, _ = views(*shape, 1, dtype)
     grad = torch.randn_like(x)
-    tolerance = 2e-6 if dtype == F32 else 1e-12
-    expected = whiten_reference.whiten(x.double(), 0.1, False)
-    assert relative(_cuda_moments.whiten(x, 0.1, False), expected) < tolerance
-    expected = whiten_reference.whiten_backward(grad.double(), x.double(), 0.1, False)
-    assert relative(_cuda_moments.whiten_backward(grad, x, 0.1, False), expected) < tolerance
+    tolerance = 2e-6 if dtype == F32 else 1e-11
+    expected = whiten_reference.whiten(x.double(), 0.1, zca)
+    assert relative(_cuda_moments.whiten(x, 0.1, zca), expected) < tolerance
+    expected = whiten_reference.whiten_backward(grad.double(), x.double(), 0.1, zca)
+    assert relative(_cuda_moments.whiten_backward(grad, x, 0.1, zca), expected) < tolerance
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("case", ["dead", "repeated columns", "constant", "scale 1e3", "half", "tiny", "condition 1e9"])
+def test_zca_of_degenerate_inputs(case, dtype):
+    """As accurate as fp64 allows, where fp32 would be lost."""
+    x, ridge = views(60, 9, 1, dtype)[0], 1e-3
+    if case == "dead":
+        x[:, ::3] = 0
+    elif case == "repeated columns":
+        x[:, 5:] = x[:, :4] * 1e3
+    elif case == "constant":
+        x.fill_(1)
+    elif case == "scale 1e3":
+        x = x * 1e3
+    elif case == "half":
+        x = x.to(BF16)
+    elif case == "tiny":
+        x, ridge = x * 1e-3, 1e-12
+    else:
+        x, ridge = x * torch.logspace(0, -4.5, 9), 0.0
+    grad = torch.randn_like(x)
+    actual = _cuda_moments.whiten(x, ridge, True), _cuda_moments.whiten_backward(grad, x, ridge, True)
+    expected = (
+        whiten_reference.whiten(x.double(), ridge, True),
+        whiten_reference.whiten_backward(grad.double(), x.double(), ridge, True),
+    )
+    for a, e in zip(actual, expected):
+        assert a.dtype == x.dtype
+        if case == "constant":
+            assert relative(a, e) < 1e-6 if e.any() else not a.any()
+        else:
+            assert relative(a, e) < (4e-3 if case == "half" else 1e-6)
+
+
+def test_zca_of_what_is_not_finite_or_zero_is_nan():
+    for bad, rest in ((torch.nan, 1.0), (torch.inf, 1.0), (0.0, 0.0)):
+        x = torch.randn(20, 4) * rest
+        x[3, 2] = bad
+        assert _cuda_moments.whiten(x, 0.0, True).isnan().all()
+        assert _cuda_moments.whiten_backward(x, x, 0.0, True).isnan().all()
+
+
+def test_roots_are_symmetric_to_the_bit():
+    lower = torch.linalg.cholesky(torch.diag(torch.logspace(0, -3, 20, dtype=F64)) + 0.01).contiguous()
+    right = torch.randn(20, 20, dtype=F64)
+    e = _cuda_iterations.lyapunov(lower @ lower.mT, right + right.mT)
+    assert relative(lower @ lower.mT @ e + e @ lower @ lower.mT, 2 * (right + right.mT)) < 1e-12
+    for s in (*_cuda_iterations.roots(lower), e):
+        assert torch.equal(s, s.mT)
 
 
 def test_polar_factor_of_every_shape():
@@ -293,5 +363,5 @@ def test_polar_factor_of_every_shape():
             t = torch.randn(shape, dtype=F64)
             t = (0.9 * t / torch.linalg.matrix_norm(t, 2)).to(dtype)
             u, _, vh = torch.linalg.svd(t.double(), full_matrices=False)
-            assert relative(_cuda_trace_norm.polar(t), u @ vh) < tolerance
-    assert _cuda_trace_norm.polar(torch.zeros(5, 4)).abs().max() == 0
+            assert relative(_cuda_iterations.polar(t), u @ vh) < tolerance
+    assert _cuda_iterations.polar(torch.zeros(5, 4)).abs().max() == 0

@@ -1,13 +1,13 @@
-"""Covariance and Cholesky whitening by the CUDA kernels."""
+"""Covariance and whitening by the CUDA kernels."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..reference import whiten as portable
 from ..reference.covariance import accumulation_type
-from ._cuda import Product, Term, column_means, fast_double, products, rows
+from ._cuda import Product, Term, column_means, fast_double, product, products, rows
+from ._cuda_iterations import lyapunov, roots
 
 
 def moments(
@@ -64,8 +64,8 @@ def covariance_backward(
     return gx, gy
 
 
-def inverse_factor(s: Tensor) -> Tensor:
-    """L⁻¹ with L Lᵀ = s, in fp64 where the chip has it.
+def factor(s: Tensor) -> Tensor:
+    """L with L Lᵀ = s, in fp64 where the chip has it.
 
     Where s is not positive definite, s + 2 d ε max(diagonal) I takes its place, chosen on the device; where that is
     not either (rounding aside, only with non-finite or all-zero s), the result is NaN.
@@ -74,35 +74,51 @@ def inverse_factor(s: Tensor) -> Tensor:
     lower, failed = torch.linalg.cholesky_ex(wide)
     ridge = wide.diagonal().amax() * (2 * s.shape[0] * torch.finfo(s.dtype).eps)
     spare, spare_failed = torch.linalg.cholesky_ex(wide + torch.diag_embed(ridge.expand(s.shape[0])))
-    lower = torch.where(failed == 0, lower, torch.where(spare_failed == 0, spare, torch.nan))
-    eye = torch.eye(s.shape[0], dtype=wide.dtype, device=s.device)
+    return torch.where(failed == 0, lower, torch.where(spare_failed == 0, spare, torch.nan)).contiguous()
+
+
+def inverse_factor(s: Tensor) -> Tensor:
+    """L⁻¹ with L from `factor`."""
+    lower = factor(s)
+    eye = torch.eye(s.shape[0], dtype=lower.dtype, device=s.device)
     return torch.linalg.solve_triangular(lower, eye, upper=False).to(s.dtype).contiguous()
 
 
+def _whitening_type(x: Tensor, zca: bool) -> torch.dtype:
+    """ZCA is in fp64 throughout: nothing may wait to see whether fp32 carries this covariance's inverse root."""
+    return torch.float64 if zca else accumulation_type(x.dtype)
+
+
 def whiten(x: Tensor, ridge: float, zca: bool) -> Tensor:
-    if zca:
-        return portable.whiten(x, ridge, zca)
     x = rows(x)
-    xx, _, _, (shift,) = moments(x, None, ridge, 0.0, accumulation_type(x.dtype))
+    xx, _, _, (shift,) = moments(x, None, ridge, 0.0, _whitening_type(x, zca))
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    products("nt", Product((Term(x, inverse_factor(xx), shift),), out))
+    products("nt", Product((Term(x, roots(factor(xx))[1] if zca else inverse_factor(xx), shift),), out))
     return out
 
 
 def whiten_backward(grad: Tensor, x: Tensor, ridge: float, zca: bool) -> Tensor:
-    """(G − mean G) L⁻¹ + 2 Xc GS/(m − 1), GS = −½ L⁻ᵀ (N + Nᵀ) L⁻¹, N = tril(GᵀW) with half its diagonal."""
-    if zca:
-        return portable.whiten_backward(grad, x, ridge, zca)
+    """(G − mean G) Aᵀ + 2 Xc GS/(m − 1) with
+
+    Cholesky  A = L⁻ᵀ    GS = −½ L⁻ᵀ (N + Nᵀ) L⁻¹, N = tril(GᵀW) with half its diagonal
+    ZCA       A = S^−½   S^½ GS + GS S^½ = −A sym(GᵀXc) A
+    """
     x, grad = rows(x), rows(grad)
     scale = 1.0 / (x.shape[0] - 1)
-    xx, _, _, (sx,) = moments(x, None, ridge, 0.0, accumulation_type(x.dtype))
+    xx, _, _, (sx,) = moments(x, None, ridge, 0.0, _whitening_type(x, zca))
     (sg,) = column_means(grad, dtype=xx.dtype)
-    inverse = inverse_factor(xx)
     cross = torch.empty_like(xx)
     products("tn", Product((Term(grad, x, sg, sx),), cross))
-    n = (cross @ inverse.mT).tril_()
-    n.diagonal().mul_(0.5)
-    own = inverse.mT @ (n + n.mT) @ inverse
+    if zca:
+        root, inverse = roots(factor(xx))
+        own = lyapunov(
+            root, product("nn", product("nn", inverse, cross + cross.mT), inverse, symmetric=True, alpha=0.5)
+        )
+    else:
+        inverse = inverse_factor(xx)
+        n = (cross @ inverse.mT).tril_()
+        n.diagonal().mul_(0.5)
+        own = inverse.mT @ (n + n.mT) @ inverse
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     products("nn", Product((Term(grad, inverse, sg), Term(x, own.mul_(-scale), sx)), out))
     return out

@@ -15,8 +15,8 @@ def register() -> None:
     for name, kernels, portable, path in (
         ("covariance", _cuda_moments.covariance, covariance, "kernels"),
         ("covariance_backward", _cuda_moments.covariance_backward, covariance_backward, "kernels"),
-        ("whiten", _cuda_moments.whiten, whiten.whiten, "kernels; torch for zca"),
-        ("whiten_backward", _cuda_moments.whiten_backward, whiten.whiten_backward, "kernels; torch for zca"),
+        ("whiten", _cuda_moments.whiten, whiten.whiten, "kernels"),
+        ("whiten_backward", _cuda_moments.whiten_backward, whiten.whiten_backward, "kernels"),
         ("mine_triplets", _cuda_mining.mine_triplets, triplets.mine_triplets, "kernels; torch for random negatives"),
         ("trace_norm", _cuda_trace_norm.trace_norm, trace_norm.trace_norm, "kernels; torch for top_k at d > 128"),
         (

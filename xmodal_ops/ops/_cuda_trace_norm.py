@@ -8,16 +8,15 @@ from torch import Tensor
 from ..reference import trace_norm as portable
 from ..reference.covariance import accumulation_type
 from . import _cuda
-from ._cuda import Iteration, Product, Term, column_means, count_tiles, matrix, product, products, rows, stream
+from ._cuda import Product, Term, column_means, matrix, product, products, rows, stream
+from ._cuda_iterations import polar
 from ._cuda_moments import inverse_factor, moments
 from .canonical_correlations import _forward as portable_correlations
 
 SMALL = 128  # columns up to which one block does all the algebra
 SMALL_DOUBLE = 64  # and up to which, where fp64 is fast, it does so in fp64: conditioning then costs no digits
 ONE_LAUNCH_ROWS = 512  # rows up to which it does the covariances, too; any number where problems fill the chip
-POLAR_EXPRESS_STEPS = 8
 ROOT_STEPS = 16  # of the dual side's iteration: correlations down to 1e-6
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # the iteration is cubic: the error is far below the change
 
 Adjoints = tuple[Tensor, Tensor, Tensor, Tensor]  # 2 Gxx/(m − 1), Gxy/(m − 1), its transpose, 2 Gyy/(m − 1)
 
@@ -119,35 +118,6 @@ def _one_block(
         stream(x),
     )
     return shifts
-
-
-def polar(t: Tensor) -> Tensor:
-    """The polar factor UVᵀ of t = UΣVᵀ, ‖t‖ < 1, by products alone; singular values that are 0 stay 0.
-
-    Always as many launches: those after the iteration has come to rest find so on the device, and only copy.
-    """
-    p, q = t.shape
-    tall, side = p >= q, min(p, q)
-    norm = torch.linalg.vector_norm(t)  # ‖t‖ ≤ min(1, ‖t‖_F): where t is small all over, start from t/‖t‖_F
-    now = t / torch.where(norm > 0, norm, 1.0).clamp_max(1.0)
-    following = torch.empty_like(t)
-    gram, step = t.new_empty((side, side)), t.new_empty((side, side))
-    tile = _cuda.choose_tile([((p, q), False)], t.dtype == torch.float64, _cuda.processors(t))
-    tiles = count_tiles((p, q), False, tile)
-    active = torch.ones(1, dtype=torch.int32, device=t.device)
-    change = torch.empty(2 * tiles, dtype=torch.float64, device=t.device)
-    for i, (a, b, c) in enumerate(_cuda.native.polar_steps(t.dtype == torch.float64)):
-        settling = i >= POLAR_EXPRESS_STEPS
-        skip = Iteration(active) if settling else None
-        products("tn" if tall else "nt", Product((Term(now, now),), gram, True), may_split=False, iteration=skip)
-        products("nn", Product((Term(gram, gram),), step, True, c, b, a, gram), may_split=False, iteration=skip)
-        term = Term(now, step) if tall else Term(step, now)
-        watch = Iteration(active, now, change) if settling else None
-        products("nn", Product((term,), following), may_split=False, iteration=watch, tile=tile)
-        if settling:
-            _cuda.native.cuda_settle(change.data_ptr(), tiles, TOLERANCE[t.dtype], active.data_ptr(), stream(t))
-        now, following = following, now
-    return now
 
 
 def large(x: Tensor, y: Tensor, rx: float, ry: float) -> tuple[Tensor, Adjoints, list[Tensor]]:
