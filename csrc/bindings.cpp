@@ -132,6 +132,12 @@ void bind_trace_norm(py::module_& module) {
       steps.emplace_back(cuda::polar_last.a, cuda::polar_last.b, cuda::polar_last.c);
     return steps;
   });
+  module.def("cuda_rotation_width", &cuda::rotation_width);
+  module.def("cuda_orthogonalise_rows", [](std::uintptr_t rows, int count, int length, int width, int sweeps,
+                                           std::uintptr_t rotated, std::uintptr_t stream) {
+    check(cuda::orthogonalise_rows(pointer<double>(rows), count, length, width, sweeps, pointer<int>(rotated),
+                                   pointer<void>(stream)));
+  });
   module.def("cuda_small_workspace", &cuda::small_workspace);
   module.def("cuda_small_trace_norm",
              [](const cuda::Matrix& x, const cuda::Matrix& y, std::uintptr_t xx, std::uintptr_t xy, std::uintptr_t yy,

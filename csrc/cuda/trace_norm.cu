@@ -10,18 +10,7 @@ constexpr double safe = 1.01, safe3 = safe * safe * safe, safe5 = safe3 * safe *
 
 int edge_of(int dx, int dy) { return detail::ceil_div(std::max(dx, dy), 16) * 16; }
 
-// The shared memory that a block of the current device may ask for, less what the kernel has of its own.
-std::size_t shared_limit() {
-  constexpr std::size_t own = 16 << 10;
-#ifdef XMODAL_HOST_EMULATION
-  return (227 << 10) - own;
-#else
-  int device = 0, bytes = 48 << 10;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return static_cast<std::size_t>(bytes) - own;
-#endif
-}
+constexpr std::size_t own_shared = 16 << 10;  // what the kernel has beside its squares
 
 template <typename T>
 std::size_t square_bytes(int edge) {
@@ -30,7 +19,8 @@ std::size_t square_bytes(int edge) {
 
 template <typename T>
 int shared_squares(int edge) {
-  return static_cast<int>(std::min<std::size_t>(detail::small_squares, shared_limit() / square_bytes<T>(edge)));
+  return static_cast<int>(
+      std::min<std::size_t>(detail::small_squares, detail::shared_limit(own_shared) / square_bytes<T>(edge)));
 }
 
 template <typename T>

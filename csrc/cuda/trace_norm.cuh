@@ -10,6 +10,7 @@
 #include "detail/mma.cuh"
 #include "detail/portable.cuh"
 #include "detail/reduce.cuh"
+#include "detail/rotations.cuh"
 #include "detail/tile.cuh"
 
 namespace xmodal::cuda {
@@ -261,13 +262,13 @@ __device__ __noinline__ void polar_factor(const T* t, T*& p, T*& u, T* v, int px
 }
 
 // p = Σ uᵢ vᵢᵀ over the leading k singular triples of t, whose σ go to `sigma` (if not null) in descending order.
-// One-sided Jacobi (Hestenes 1958): the shorter side's vectors are rotated in pairs, a warp a pair, until each two
-// are orthogonal; u then holds σᵢ uᵢ and v the rotations. σ = 0 to rounding is left out of p.
+// By one-sided Jacobi: the shorter side's vectors are rotated until each two are orthogonal; u then holds σᵢ uᵢ and v
+// the rotations. σ = 0 to rounding is left out of p.
 template <typename T>
 __device__ __noinline__ void leading_pairs(const T* t, T* p, T* u, T* v, int dx, int dy, int px, int py, int stride,
                                            int k, T* sigma) {
   __shared__ T lengths[small_columns];
-  constexpr T tolerance = sizeof(T) == 4 ? T(4e-7) : T(1e-15), nothing = sizeof(T) == 4 ? T(1e-6) : T(1e-14);
+  constexpr T nothing = sizeof(T) == 4 ? T(1e-6) : T(1e-14);
   constexpr int max_sweeps = 20;
   const bool tall = dx >= dy;
   const int vectors = tall ? dy : dx, length = tall ? px : py, padded = tall ? py : px;
@@ -280,46 +281,13 @@ __device__ __noinline__ void leading_pairs(const T* t, T* p, T* u, T* v, int dx,
     v[i / padded * stride + i % padded] = i / padded == i % padded ? T(1) : T(0);
   __syncthreads();
 
-  const int players = vectors + vectors % 2;  // each meets each once a sweep; an odd one out pauses
-  for (int sweep = 0; sweep < max_sweeps; ++sweep) {
-    int rotations = 0;
-    for (int round = 0; round + 1 < players; ++round) {
-      for (int pair = warp; pair < players / 2; pair += small_warps) {
-        const int first = pair ? (round + pair) % (players - 1) : players - 1;
-        const int second = (round - pair + players - 1) % (players - 1);
-        if (max(first, second) >= vectors) continue;
-        T *a = u + first * stride, *b = u + second * stride;
-        T aa = 0, bb = 0, ab = 0;
-        for (int i = lane; i < length; i += 32) aa += a[i] * a[i], bb += b[i] * b[i], ab += a[i] * b[i];
-        for (unsigned offset = 16; offset > 0; offset >>= 1) {
-          aa += __shfl_xor_sync(~0u, aa, offset);
-          bb += __shfl_xor_sync(~0u, bb, offset);
-          ab += __shfl_xor_sync(~0u, ab, offset);
-        }
-        if (!(abs(ab) > tolerance * sqrt(aa) * sqrt(bb))) continue;
-        ++rotations;
-        const T zeta = (bb - aa) / (2 * ab);
-        const T tangent = (zeta < 0 ? T(-1) : T(1)) / (abs(zeta) + sqrt(1 + zeta * zeta));
-        const T cosine = 1 / sqrt(1 + tangent * tangent), sine = cosine * tangent;
-        const auto rotate = [&](T* left, T* right, int n) {
-          for (int i = lane; i < n; i += 32) {
-            const T x = left[i], y = right[i];
-            left[i] = cosine * x - sine * y;
-            right[i] = sine * x + cosine * y;
-          }
-        };
-        rotate(a, b, length);
-        rotate(v + first * stride, v + second * stride, padded);
-      }
-      __syncthreads();
-    }
-    if (block_sum(rotations) == 0) break;
-  }
+  for (int sweep = 0; sweep < max_sweeps; ++sweep)
+    if (block_sum(sweep_rows<small_warps>(u, vectors, length, stride, v, padded)) == 0) break;
 
   for (int j = warp; j < vectors; j += small_warps) {
     T sum = 0;
     for (int i = lane; i < length; i += 32) sum += u[j * stride + i] * u[j * stride + i];
-    for (unsigned offset = 16; offset > 0; offset >>= 1) sum += __shfl_xor_sync(~0u, sum, offset);
+    sum = warp_sum(sum);
     if (lane == 0) lengths[j] = sqrt(sum);
   }
   __syncthreads();

@@ -111,6 +111,81 @@ def test_leading_pairs(shape, top_k, dtype, fast_double, monkeypatch):
     check(*views(*shape, dtype), top_k=top_k, accuracy=1e-3 if dtype == F32 and not fast_double else 0)
 
 
+# Primal, dual and mixed; groups of rows in device memory.
+ROTATED = [(60, 20, 13), (60, 13, 20), (16, 20, 30), (16, 20, 7), (16, 7, 20)]
+
+
+@pytest.fixture
+def few_rows_a_block(monkeypatch):
+    monkeypatch.setattr(_cuda_trace_norm, "SMALL", 8)
+    monkeypatch.setattr(_cuda_iterations, "ROTATION_WIDTH", 3)
+
+
+@pytest.mark.usefixtures("few_rows_a_block")
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("shape", ROTATED)
+def test_leading_pairs_and_all_correlations_by_several_blocks(shape, dtype):
+    x, y = views(*shape, dtype)
+    check(x, y, top_k=4)
+    weights = torch.randn(min(shape[1:]), dtype=dtype)
+    weights[shape[0] - 1 :] = 0  # no more of them can be other than 0
+    wide = x.double(), y.double()
+    sigma, gx, gy = reference.correlations(*wide, 1e-2, 1e-1, weights.double(), True, True)
+    tolerance = 1e-9 if dtype == F64 else 1e-6
+    assert (_cuda_trace_norm.canonical_correlations(x, y, 1e-2, 1e-1, len(sigma)) - sigma).abs().max() < tolerance
+    actual = _cuda_trace_norm.canonical_correlations_backward(weights, x, y, 1e-2, 1e-1)
+    for a, e in zip(actual, (gx, gy)):
+        assert a.dtype == dtype
+        assert relative(a, e) < tolerance
+
+
+@pytest.mark.usefixtures("few_rows_a_block")
+@pytest.mark.parametrize("rows", [40, 16])
+@pytest.mark.parametrize("case", ["dead", "constant", "identical", "repeated rows", "nan"])
+def test_leading_pairs_of_degenerate_inputs(case, rows):
+    x, y = views(rows, 20, 17, F32)
+    if case == "dead":
+        x[:, ::4], y[:, 3] = 0, 5
+    elif case == "constant":
+        x.fill_(3)
+    elif case == "identical":
+        y = x.clone()
+    elif case == "repeated rows":
+        x[rows // 2 :], y[rows // 2 :] = x[: rows // 2], y[: rows // 2]
+    else:
+        x[3, 2] = torch.nan
+    results = _cuda_trace_norm.trace_norm(x, y, 1e-2, 1e-2, 5, True, True)
+    if case == "constant":  # H = 0 has a factor only with a ridge of rounding's size
+        assert max(t.abs().max().item() for t in results) < 1e-6
+    elif case == "nan":
+        assert all(t.isnan().any() for t in results)
+    else:
+        check(x, y, 1e-2, 1e-2, 1e-5, top_k=5)
+
+
+@pytest.mark.parametrize("width", [1, 3, 16])
+@pytest.mark.parametrize("shape", [(11, 11), (7, 20), (20, 6), (1, 5), (8, 8)])
+def test_singular_pairs(shape, width, monkeypatch, schedule):
+    monkeypatch.setattr(_cuda_iterations, "ROTATION_WIDTH", width)
+    t = torch.randn(shape, dtype=F64)
+    if shape == (8, 8):
+        t = torch.outer(t[0], t[1]) * 1e-150  # rank 1, small
+    sigma, u, v = _cuda_iterations.singular_pairs(t, 4)
+    exact = torch.linalg.svdvals(t)
+    assert relative(sigma, exact) < 1e-13
+    rank = min(4, *shape) if shape != (8, 8) else 1
+    assert relative((u * sigma[:4]) @ v.mT, (u[:, :rank] * exact[:rank]) @ v[:, :rank].mT) < 1e-13
+    for vectors in (u, v):
+        assert relative(vectors[:, :rank].mT @ vectors[:, :rank], torch.eye(rank)) < 1e-12
+    assert relative(t @ v[:, :rank], u[:, :rank] * exact[:rank]) < 1e-13
+
+
+def test_rows_too_long_for_a_block_are_refused():
+    assert _cuda.native.cuda_rotation_width(1024) > 4
+    assert _cuda.native.cuda_rotation_width(4096) == 3
+    assert _cuda.native.cuda_rotation_width(20_000) == 0
+
+
 @pytest.mark.parametrize("dtype", [F64, BF16])
 @pytest.mark.parametrize("shape", [(40, 10, 10), (40, 5, 17), (600, 6, 3), (20, 1, 1)])
 def test_canonical_correlations(shape, dtype, fenced):
@@ -143,6 +218,7 @@ def test_every_schedule_gives_the_same_bits(host):
         results[-1] += _cuda_trace_norm.trace_norm(x, y, 1e-3, 1e-3, 3, True, True)
         results[-1] += _cuda_moments.covariance(x, y, 0.1, 0.2)
         results[-1] += (_cuda_moments.whiten_backward(y, y, 0.1, True),)
+        results[-1] += _cuda_trace_norm._by_sides(x, y, 1e-3, 1e-3, torch.ones(3, dtype=F64), True, True)
     host.seed(0)
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
 
@@ -353,7 +429,7 @@ def test_roots_are_symmetric_to_the_bit():
     right = torch.randn(20, 20, dtype=F64)
     e = _cuda_iterations.lyapunov(lower @ lower.mT, right + right.mT)
     assert relative(lower @ lower.mT @ e + e @ lower @ lower.mT, 2 * (right + right.mT)) < 1e-12
-    for s in (*_cuda_iterations.roots(lower), e):
+    for s in (*_cuda_iterations.symmetric_roots(lower), e):
         assert torch.equal(s, s.mT)
 
 

@@ -1,4 +1,5 @@
-"""Polar factors, symmetric roots and Lyapunov equations by products alone: iterations that end on the device."""
+"""Polar factors, symmetric roots and Lyapunov equations by products alone, singular pairs by rotations: iterations
+that end on the device."""
 
 from __future__ import annotations
 
@@ -9,6 +10,9 @@ from . import _cuda
 from ._cuda import Iteration, Product, Term, count_tiles, product, products, stream
 
 POLAR_EXPRESS_STEPS = 8
+ROOT_STEPS = 16  # of `roots`: correlations down to 1e-6
+SWEEPS = 20  # over all pairs of rows; some ten are needed
+ROTATION_WIDTH = 16  # rows of a group
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # the iterations are cubic: the error is far below the change
 
 
@@ -62,7 +66,7 @@ def bound(t: Tensor) -> Tensor:
     return (t.abs().sum(0).amax() * t.abs().sum(1).amax()).sqrt()
 
 
-def roots(lower: Tensor) -> tuple[Tensor, Tensor]:
+def symmetric_roots(lower: Tensor) -> tuple[Tensor, Tensor]:
     """S^½ = L Qᵀ and its inverse Q L⁻¹ for S = L Lᵀ, Q the polar factor of L; symmetric to the bit.
 
     Q takes the square root of S's condition number: as accurate as eigenvectors, and as the coupled iteration for
@@ -72,6 +76,17 @@ def roots(lower: Tensor) -> tuple[Tensor, Tensor]:
     eye = torch.eye(lower.shape[0], dtype=lower.dtype, device=lower.device)
     inverse = torch.linalg.solve_triangular(lower, eye, upper=False).contiguous()
     return product("nt", lower, q, symmetric=True), product("nn", q, inverse, symmetric=True)
+
+
+def roots(n: Tensor) -> tuple[Tensor, Tensor]:
+    """N^½ and N^−½ of a matrix with real eigenvalues in [0, 1], by products; of 0 the latter is large, not infinite."""
+    root, inverse = n, torch.eye(n.shape[0], dtype=n.dtype, device=n.device)
+    for a, b, c in _cuda.native.polar_steps(True)[:ROOT_STEPS]:
+        square = inverse @ root
+        step = torch.addmm(square, square, square, beta=b, alpha=c)
+        step.diagonal().add_(a)
+        root, inverse = root @ step, step @ inverse
+    return root, inverse
 
 
 def lyapunov(r: Tensor, right: Tensor) -> Tensor:
@@ -98,3 +113,28 @@ def lyapunov(r: Tensor, right: Tensor) -> Tensor:
         (flag.judged_step if i >= POLAR_EXPRESS_STEPS else flag.step)("nn", result, e)
         y, next_y, e, next_e = next_y, y, next_e, e
     return e
+
+
+def rotates(x: Tensor, y: Tensor) -> bool:
+    """Whether `singular_pairs` can serve views of these sizes: two rows have to fit into a block's shared memory."""
+    return bool(_cuda.native.cuda_rotation_width(max(x.shape[1], y.shape[1])) > 0)
+
+
+def singular_pairs(t: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """σ of t = U Σ Vᵀ (fp64), descending, and the leading k columns of U and of V; columns are 0 where σ is.
+
+    One-sided Jacobi on the shorter side: rows become σᵢ vᵢᵀ, and uᵢ = t vᵢ / σᵢ.
+    """
+    if t.shape[0] > t.shape[1]:
+        sigma, v, u = singular_pairs(t.mT, k)
+        return sigma, u, v
+    rows = t.clone(memory_format=torch.contiguous_format)
+    count, length = t.shape
+    width = min(_cuda.native.cuda_rotation_width(length), ROTATION_WIDTH, -(-count // 2))
+    rotated = torch.zeros(SWEEPS, dtype=torch.int32, device=t.device)
+    _cuda.native.cuda_orthogonalise_rows(rows.data_ptr(), count, length, width, SWEEPS, rotated.data_ptr(), stream(t))
+    sigma, order = torch.linalg.vector_norm(rows, dim=1).sort(descending=True)
+    leading = sigma[:k]
+    inverse = torch.where(leading > 1e-14 * sigma[0], 1.0 / leading, 0.0)
+    v = rows[order[:k]].mT * inverse
+    return sigma, t @ v * inverse, v

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..reference.covariance import accumulation_type
 from ._cuda import Product, Term, column_means, fast_double, product, products, rows
-from ._cuda_iterations import lyapunov, roots
+from ._cuda_iterations import lyapunov, symmetric_roots
 
 
 def moments(
@@ -93,7 +93,7 @@ def whiten(x: Tensor, ridge: float, zca: bool) -> Tensor:
     x = rows(x)
     xx, _, _, (shift,) = moments(x, None, ridge, 0.0, _whitening_type(x, zca))
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    products("nt", Product((Term(x, roots(factor(xx))[1] if zca else inverse_factor(xx), shift),), out))
+    products("nt", Product((Term(x, symmetric_roots(factor(xx))[1] if zca else inverse_factor(xx), shift),), out))
     return out
 
 
@@ -110,7 +110,7 @@ def whiten_backward(grad: Tensor, x: Tensor, ridge: float, zca: bool) -> Tensor:
     cross = torch.empty_like(xx)
     products("tn", Product((Term(grad, x, sg, sx),), cross))
     if zca:
-        root, inverse = roots(factor(xx))
+        root, inverse = symmetric_roots(factor(xx))
         own = lyapunov(
             root, product("nn", product("nn", inverse, cross + cross.mT), inverse, symmetric=True, alpha=0.5)
         )

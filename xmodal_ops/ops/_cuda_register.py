@@ -6,6 +6,7 @@ from ..reference import trace_norm, triplets, whiten
 from . import _cuda_mining, _cuda_moments, _cuda_trace_norm
 from ._cuda import with_fallback
 from ._library import implement
+from .canonical_correlations import _backward as canonical_correlations_backward
 from .canonical_correlations import _forward as canonical_correlations
 from .covariance import _backward as covariance_backward
 from .covariance import _forward as covariance
@@ -18,12 +19,18 @@ def register() -> None:
         ("whiten", _cuda_moments.whiten, whiten.whiten, "kernels"),
         ("whiten_backward", _cuda_moments.whiten_backward, whiten.whiten_backward, "kernels"),
         ("mine_triplets", _cuda_mining.mine_triplets, triplets.mine_triplets, "kernels; torch for random negatives"),
-        ("trace_norm", _cuda_trace_norm.trace_norm, trace_norm.trace_norm, "kernels; torch for top_k at d > 128"),
+        ("trace_norm", _cuda_trace_norm.trace_norm, trace_norm.trace_norm, "kernels"),
         (
             "canonical_correlations",
             _cuda_trace_norm.canonical_correlations,
             canonical_correlations,
-            "kernels to d = 128, torch",
+            "kernels",
+        ),
+        (
+            "canonical_correlations_backward",
+            _cuda_trace_norm.canonical_correlations_backward,
+            canonical_correlations_backward,
+            "kernels",
         ),
     ):
         implement(name, with_fallback(kernels, portable), "CUDA", path)

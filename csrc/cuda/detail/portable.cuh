@@ -22,6 +22,18 @@ __host__ __device__ constexpr T ceil_div(T a, U b) {
   return (a + static_cast<T>(b) - 1) / static_cast<T>(b);
 }
 
+// The dynamic shared memory that a block of the current device may ask for beside `own` bytes of static.
+inline std::size_t shared_limit(std::size_t own) {
+#ifdef XMODAL_HOST_EMULATION
+  return (227 << 10) - own;
+#else
+  int device = 0, bytes = 48 << 10;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return static_cast<std::size_t>(bytes) - own;
+#endif
+}
+
 #ifdef XMODAL_HOST_EMULATION
 template <typename... P, typename... A>
 int launch(void (*kernel)(P...), dim3 grid, dim3 threads, std::size_t shared, cudaStream_t, A... arguments) {

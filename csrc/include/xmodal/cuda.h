@@ -119,4 +119,11 @@ constexpr int small_columns = 128;
 std::int64_t small_workspace(int dx, int dy, bool wide);
 int small_trace_norm(const SmallTraceNorm& task, bool wide, void* stream);
 
+// Rotates `count` rows of `length` numbers, without gaps, until each two are orthogonal, in at most so many sweeps;
+// they are then σᵢ vᵢᵀ in any order. Groups of up to rotation_width(length) rows (0: too long) are worked on together.
+// The `sweeps` numbers of `rotated` must be 0; launches after a sweep that had nothing to do find so there, and do
+// nothing.
+int rotation_width(int length);
+int orthogonalise_rows(double* rows, int count, int length, int width, int sweeps, int* rotated, void* stream);
+
 }  // namespace xmodal::cuda

@@ -1,0 +1,70 @@
+// Rows of a matrix made orthogonal by rotations in pairs (one-sided Jacobi; Hestenes 1958):
+//
+//   (a, b) ← (c a − s b, s a + c b) with a·b = 0 afterwards,    t = s/c the smaller root of t² + 2ζt = 1, ζ = (b² −
+//   a²)/2ab
+//
+// The limit of A under sweeps over all pairs is Σ Vᵀ of A = U Σ Vᵀ, small σ to their own relative accuracy.
+#pragma once
+
+#include "portable.cuh"
+#include "reduce.cuh"
+
+namespace xmodal::cuda::detail {
+
+// Who meets in a round of a tournament among an even number of players: each meets each once in players − 1 rounds.
+struct Meeting {
+  int first, second;
+};
+
+__device__ __forceinline__ Meeting meeting(int round, int pair, int players) {
+  const int others = players - 1;
+  return {pair ? (round + pair) % others : others, (round - pair + others) % others};
+}
+
+// A warp makes two rows of `length` numbers orthogonal; c and s are what it did, false where they were orthogonal.
+template <typename T>
+__device__ __forceinline__ bool make_orthogonal(T* a, T* b, int length, T& cosine, T& sine) {
+  constexpr T epsilon = sizeof(T) == 4 ? T(1.1920929e-7) : T(2.220446049250313e-16);
+  const int lane = threadIdx.x % 32;
+  T aa = 0, bb = 0, ab = 0;
+  for (int i = lane; i < length; i += 32) aa += a[i] * a[i], bb += b[i] * b[i], ab += a[i] * b[i];
+  aa = warp_sum(aa), bb = warp_sum(bb), ab = warp_sum(ab);
+  if (!(abs(ab) > epsilon * sqrt(static_cast<T>(length)) * sqrt(aa) * sqrt(bb))) return false;
+  const T zeta = (bb - aa) / (2 * ab);
+  const T tangent = (zeta < 0 ? T(-1) : T(1)) / (abs(zeta) + sqrt(1 + zeta * zeta));
+  cosine = 1 / sqrt(1 + tangent * tangent), sine = cosine * tangent;
+  return true;
+}
+
+template <typename T>
+__device__ __forceinline__ void rotate(T* a, T* b, int length, T cosine, T sine) {
+  for (int i = threadIdx.x % 32; i < length; i += 32) {
+    const T x = a[i], y = b[i];
+    a[i] = cosine * x - sine * y;
+    b[i] = sine * x + cosine * y;
+  }
+}
+
+// One sweep by a block of WARPS warps, a pair of rows a warp, over `count` rows that lie `stride` apart; the rows of v,
+// where it is not null, are rotated along. Gives how many rotations this thread took part in. Barrier at the end.
+template <int WARPS, typename T>
+__device__ __forceinline__ int sweep_rows(T* rows, int count, int length, int stride, T* v = nullptr,
+                                          int v_length = 0) {
+  const int warp = threadIdx.x / 32, players = count + count % 2;  // an odd one out pauses
+  int rotations = 0;
+  for (int round = 0; round + 1 < players; ++round) {
+    for (int pair = warp; pair < players / 2; pair += WARPS) {
+      const auto [first, second] = meeting(round, pair, players);
+      if (max(first, second) >= count) continue;
+      T cosine, sine, *a = rows + first * stride, *b = rows + second * stride;
+      if (!make_orthogonal(a, b, length, cosine, sine)) continue;
+      rotate(a, b, length, cosine, sine);
+      if (v) rotate(v + first * stride, v + second * stride, v_length, cosine, sine);
+      ++rotations;
+    }
+    __syncthreads();
+  }
+  return rotations;
+}
+
+}  // namespace xmodal::cuda::detail
