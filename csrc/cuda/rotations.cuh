@@ -27,8 +27,9 @@ __global__ void __launch_bounds__(detail::rotation_threads) rotate_rows(Rotation
   const int groups = ceil_div(task.count, task.width);
   const Meeting groups_here = meeting(round, blockIdx.x, groups + groups % 2);
   const auto begin = [&](int group) { return min(group * task.width, task.count); };  // the odd one's partner is empty
-  const int first = begin(groups_here.first), second = begin(groups_here.second);
-  const int in_first = begin(groups_here.first + 1) - first, in_second = begin(groups_here.second + 1) - second;
+  const int low = min(groups_here.first, groups_here.second), high = max(groups_here.first, groups_here.second);
+  const int first = begin(low), in_first = begin(low + 1) - first;
+  const int second = begin(high), in_second = begin(high + 1) - second;
   const auto row = [&](int i) {
     return task.rows + static_cast<long long>(i < in_first ? first + i : second + i - in_first) * task.length;
   };

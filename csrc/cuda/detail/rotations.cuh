@@ -3,7 +3,8 @@
 //   (a, b) ← (c a − s b, s a + c b) with a·b = 0 afterwards,    t = s/c the smaller root of t² + 2ζt = 1, ζ = (b² −
 //   a²)/2ab
 //
-// The limit of A under sweeps over all pairs is Σ Vᵀ of A = U Σ Vᵀ, small σ to their own relative accuracy.
+// The limit of A under sweeps over all pairs is Σ Vᵀ of A = U Σ Vᵀ. Of two rows the longer comes first (de Rijk 1989):
+// a spectrum that falls by many orders then settles from its large end.
 #pragma once
 
 #include "portable.cuh"
@@ -21,9 +22,9 @@ __device__ __forceinline__ Meeting meeting(int round, int pair, int players) {
   return {pair ? (round + pair) % others : others, (round - pair + others) % others};
 }
 
-// A warp makes two rows of `length` numbers orthogonal; c and s are what it did, false where they were orthogonal.
+// The rotation that makes two rows of `length` numbers orthogonal, by a warp; false where they are.
 template <typename T>
-__device__ __forceinline__ bool make_orthogonal(T* a, T* b, int length, T& cosine, T& sine) {
+__device__ __forceinline__ bool rotation(const T* a, const T* b, int length, T& cosine, T& sine) {
   constexpr T epsilon = sizeof(T) == 4 ? T(1.1920929e-7) : T(2.220446049250313e-16);
   const int lane = threadIdx.x % 32;
   T aa = 0, bb = 0, ab = 0;
@@ -33,6 +34,10 @@ __device__ __forceinline__ bool make_orthogonal(T* a, T* b, int length, T& cosin
   const T zeta = (bb - aa) / (2 * ab);
   const T tangent = (zeta < 0 ? T(-1) : T(1)) / (abs(zeta) + sqrt(1 + zeta * zeta));
   cosine = 1 / sqrt(1 + tangent * tangent), sine = cosine * tangent;
+  if (bb > aa) {
+    const T before = cosine;
+    cosine = sine, sine = -before;
+  }
   return true;
 }
 
@@ -55,11 +60,12 @@ __device__ __forceinline__ int sweep_rows(T* rows, int count, int length, int st
   for (int round = 0; round + 1 < players; ++round) {
     for (int pair = warp; pair < players / 2; pair += WARPS) {
       const auto [first, second] = meeting(round, pair, players);
-      if (max(first, second) >= count) continue;
-      T cosine, sine, *a = rows + first * stride, *b = rows + second * stride;
-      if (!make_orthogonal(a, b, length, cosine, sine)) continue;
+      const int low = min(first, second), high = max(first, second);
+      if (high >= count) continue;
+      T cosine, sine, *a = rows + low * stride, *b = rows + high * stride;
+      if (!rotation(a, b, length, cosine, sine)) continue;
       rotate(a, b, length, cosine, sine);
-      if (v) rotate(v + first * stride, v + second * stride, v_length, cosine, sine);
+      if (v) rotate(v + low * stride, v + high * stride, v_length, cosine, sine);
       ++rotations;
     }
     __syncthreads();
