@@ -18,7 +18,7 @@ def main() -> None:
             x, y = (torch.randn(m, d, device="cuda").to(dtype).requires_grad_() for d in (dx, dy))
             trace_norm_loss(x, y).backward()
             trace_norm_loss(x, y, top_k=2).backward()
-            canonical_correlations(x, y)
+            canonical_correlations(x, y).square().sum().backward()
             sum(part.sum() for part in covariance(x, y)).backward()
             trace_norm_loss(x.expand(3, -1, -1), y.expand(3, -1, -1)).sum().backward()
             for method in ("cholesky", "zca"):

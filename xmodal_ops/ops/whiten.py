@@ -58,7 +58,8 @@ def whiten(x: Tensor, *, ridge: float = 1e-3, method: Literal["cholesky", "zca"]
     Raises:
         ValueError, TypeError: as `covariance`; ValueError for another method.
 
-    O(m d² + d³) time, O(m d + d²) memory. fp32 moves to fp64 by itself where it is too ill conditioned.
+    O(m d² + d³) time, O(m d + d²) memory. fp32 moves to fp64 by itself where it is too ill conditioned: on
+    the CPU where needed, on CUDA always for "zca" and never for "cholesky".
     """
     _checks.matrix("x", x)
     if method not in ("cholesky", "zca"):
