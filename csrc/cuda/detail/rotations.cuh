@@ -1,7 +1,7 @@
 // Rows of a matrix made orthogonal by rotations in pairs (one-sided Jacobi; Hestenes 1958):
 //
-//   (a, b) ← (c a − s b, s a + c b) with a·b = 0 afterwards,    t = s/c the smaller root of t² + 2ζt = 1, ζ = (b² −
-//   a²)/2ab
+//   (a, b) ← (c a − s b, s a + c b) with a·b = 0 afterwards,    s/c the smaller root t of t² + 2 ζ t = 1,
+//   ζ = (b·b − a·a) / 2 a·b
 //
 // The limit of A under sweeps over all pairs is Σ Vᵀ of A = U Σ Vᵀ. Of two rows the longer comes first (de Rijk 1989):
 // a spectrum that falls by many orders then settles from its large end.
