@@ -206,12 +206,11 @@ void bind_triplets(py::module_& module) {
   using namespace xmodal::cpu;
   using Address = std::uintptr_t;
   py::class_<Pairs>(module, "Pairs", "Two sets of embeddings and their labels, as the triplet kernels take them.")
-      .def(py::init([](Address anchor, Address ref, Address shift, Address anchor_labels, Address ref_labels,
-                       std::int64_t m, std::int64_t n, std::int64_t d, std::int64_t words, bool exclude_diagonal,
-                       bool wide, int threads) {
+      .def(py::init([](Address anchor, Address ref, Address anchor_labels, Address ref_labels, std::int64_t m,
+                       std::int64_t n, std::int64_t d, std::int64_t words, bool exclude_diagonal, bool wide,
+                       int threads) {
              return Pairs{pointer<void>(anchor),
                           pointer<void>(ref),
-                          pointer<void>(shift),
                           pointer<std::int64_t>(anchor_labels),
                           pointer<std::int64_t>(ref_labels),
                           m,
@@ -223,9 +222,9 @@ void bind_triplets(py::module_& module) {
                           threads,
                           nullptr};
            }),
-           py::kw_only(), py::arg("anchor"), py::arg("ref"), py::arg("shift"), py::arg("anchor_labels"),
-           py::arg("ref_labels"), py::arg("m"), py::arg("n"), py::arg("d"), py::arg("words"),
-           py::arg("exclude_diagonal"), py::arg("wide"), py::arg("threads"))
+           py::kw_only(), py::arg("anchor"), py::arg("ref"), py::arg("anchor_labels"), py::arg("ref_labels"),
+           py::arg("m"), py::arg("n"), py::arg("d"), py::arg("words"), py::arg("exclude_diagonal"), py::arg("wide"),
+           py::arg("threads"))
       .def("workspace_size", &workspace_size, py::arg("weights"), "Bytes that a kernel needs; see set_workspace.")
       .def("set_workspace", [](Pairs& pairs, Address address) { pairs.workspace = pointer<void>(address); });
   py::enum_<Positive>(module, "Positive").value("hard", Positive::hard).value("easy", Positive::easy);

@@ -30,7 +30,6 @@ class Pairs:
         *,
         anchor: int,
         ref: int,
-        shift: int,
         anchor_labels: int,
         ref_labels: int,
         m: int,
