@@ -101,6 +101,16 @@ def _cpu_backward(
     return gx.to(x.dtype), gy.to(x.dtype)
 
 
+def native(x: Tensor, y: Tensor, rx: float, ry: float) -> Covariance:
+    """The native kernels in the form of the reference, for `Products`."""
+    return Covariance(*_cpu(x, y, rx, ry))
+
+
+def native_backward(x: Tensor, y: Tensor, grad: Covariance) -> tuple[Tensor, Tensor]:
+    assert grad.xy is not None and grad.yy is not None and grad.mean_y is not None
+    return _cpu_backward(x, y, grad.xx, grad.xy, grad.yy, grad.mean_x, grad.mean_y)
+
+
 implement("covariance", _cpu, "CPU", "C++")
 implement("covariance_backward", _cpu_backward, "CPU", "C++")
 
