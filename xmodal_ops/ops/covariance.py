@@ -61,23 +61,23 @@ class _NativeViews:
 
     def __init__(self, x: Tensor, y: Tensor | None, backward: bool) -> None:
         self.dtype = accumulation_type(x.dtype)
-        x, y = (None if v is None else v.detach().to(self.dtype) for v in (x, y))
-        x, y = (v if v is None or v.stride(1) == 1 else v.contiguous() for v in (x, y))
-        m, dx = x.shape
+        kept = [v.detach().to(self.dtype) for v in (x, y) if v is not None]
+        kept = [v if v.stride(1) == 1 else v.contiguous() for v in kept]
+        first, second = kept[0], kept[1] if len(kept) > 1 else None
         self.views = _C.Views(
-            x=x.data_ptr(),
-            y=0 if y is None else y.data_ptr(),
-            m=m,
-            dx=dx,
-            dy=0 if y is None else y.shape[1],
-            x_stride=x.stride(0),
-            y_stride=0 if y is None else y.stride(0),
+            x=first.data_ptr(),
+            y=0 if second is None else second.data_ptr(),
+            m=first.shape[0],
+            dx=first.shape[1],
+            dy=0 if second is None else second.shape[1],
+            x_stride=first.stride(0),
+            y_stride=0 if second is None else second.stride(0),
             wide=self.dtype == torch.float64,
             threads=torch.get_num_threads(),
         )
         workspace = torch.empty(self.views.workspace_size(backward), dtype=torch.uint8)
         self.views.set_workspace(workspace.data_ptr())
-        self.held = x, y, workspace
+        self.held = kept, workspace
 
 
 def _cpu(x: Tensor, y: Tensor | None, rx: float, ry: float) -> tuple[Tensor, ...]:

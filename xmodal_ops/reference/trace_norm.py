@@ -244,8 +244,8 @@ def _attempt(
         if not (need_x or need_y):
             return (a.sigma, None, None), error
         nothing = torch.zeros_like(s.mean_x), torch.zeros_like(s.mean_y)
-        gx, gy = products.backward(x, y, Covariance(a.xx, a.xy, a.yy, *nothing))
-        return (a.sigma, gx if need_x else None, gy if need_y else None), error
+        of_x, of_y = products.backward(x, y, Covariance(a.xx, a.xy, a.yy, *nothing))
+        return (a.sigma, of_x if need_x else None, of_y if need_y else None), error
     if x.dtype == torch.float32 and (m > dx or m > dy):
         return (x, None, None), float("inf")  # the primal view's gradient is what the dual one's terms leave over
     vx, vy = _View(center(x)[0], rx), _View(center(y)[0], ry)

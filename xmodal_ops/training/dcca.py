@@ -173,6 +173,8 @@ def fit_again(
     """The same schedule to the same epoch, now without a split to choose by; leaves ``run.refit.last``."""
     second = run.refit
     second.prepare()
+    line = f"training anew on training and validation pairs, {epochs} epochs; the figures below know their pairs"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
     again = resume and second.last.exists()
     if not again:
         second.clear()
