@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(TileShape<T, TILE>::threads) mine_tile(const _
   for (int i = threadIdx.x; i < TILE; i += Shape::threads) bound[0][i] = bound[1][i] = 0, count[0][i] = count[1][i] = 0;
 
   TileSums<T, TILE> sum = {};
-  pair_products<T, TILE>(p, task.vectors, row0, column0, sum);
+  pair_products(p, task.vectors, row0, column0, warp, sum);
 
   // From products to squared distances, and what each of the thread's pairs is: a bit for the fragment's number.
   const auto bit = [](int d, int j, int i) { return (d * Shape::across + j) * 4 + i; };

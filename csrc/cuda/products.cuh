@@ -108,6 +108,7 @@ __global__ void __launch_bounds__(TileShape<T, TILE>::threads) multiply(const __
   const int tile = blockIdx.x;
   const Place where = place(group, tile, TILE);
   const Product& p = group.product[where.product];
+  const WarpPlace<T, TILE> warp;
 
   if (group.plan.active && *group.plan.active == 0) {  // the iteration has ended: hand its result on
     if (!group.plan.previous) return;
@@ -142,9 +143,8 @@ __global__ void __launch_bounds__(TileShape<T, TILE>::threads) multiply(const __
   };
 
   TileSums<T, TILE> sum = {};
-  multiply_slices<T, TILE, a_by_depth, b_by_depth>(begin, end, a_shared, b_shared, sum, fetch, put);
+  multiply_slices<T, TILE, a_by_depth, b_by_depth>(begin, end, warp, a_shared, b_shared, sum, fetch, put);
 
-  const WarpPlace<T, TILE> warp;
   double moved = 0, size = 0;
   const Epilogue<T> epilogue(p);
   const T* previous = static_cast<const T*>(group.plan.previous);

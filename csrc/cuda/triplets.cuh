@@ -50,10 +50,10 @@ __global__ void __launch_bounds__(TileShape<T, TILE>::threads) measure_tile(cons
   const int row0 = task.chunk.first + static_cast<int>(blockIdx.x) % tiles_down * TILE;
   const int column0 = static_cast<int>(blockIdx.x) / tiles_down * TILE;
 
-  TileSums<T, TILE> sum = {};
-  pair_products<T, TILE>(p, task.vectors, row0, column0, sum);
-
   const WarpPlace<T, TILE> warp;
+  TileSums<T, TILE> sum = {};
+  pair_products(p, task.vectors, row0, column0, warp, sum);
+
   const auto row_at = [&](int d, int half, int lane) { return row0 + warp.row + 16 * d + lane / 4 + 8 * half; };
   const auto column_at = [&](int j, int lane) { return column0 + warp.column + 8 * j + lane % 4 * 2; };
   const T* a_norms = static_cast<const T*>(p.anchor_norms);

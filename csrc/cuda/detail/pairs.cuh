@@ -34,7 +34,7 @@ __device__ inline double warp_exact_square(const LabelledPairs& p, long long i, 
 // sum = the products of TILE anchors from row0 on with as many references from column0 on. Ends with a barrier.
 template <typename T, int TILE>
 __device__ __forceinline__ void pair_products(const LabelledPairs& p, const bool (&vectors)[2], int row0, int column0,
-                                              TileSums<T, TILE>& sum) {
+                                              const WarpPlace<T, TILE>& warp, TileSums<T, TILE>& sum) {
   constexpr int ld = TileShape<T, TILE>::by_row, threads = TileShape<T, TILE>::threads;
   alignas(16) __shared__ T a_shared[2][TILE * ld];
   alignas(16) __shared__ T b_shared[2][TILE * ld];
@@ -47,7 +47,8 @@ __device__ __forceinline__ void pair_products(const LabelledPairs& p, const bool
     a_next.put(a_shared[s % 2], p.anchor, row0, s * slice);
     b_next.put(b_shared[s % 2], p.ref, column0, s * slice);
   };
-  multiply_slices<T, TILE, false, false>(0, ceil_div(p.anchor.columns, slice), a_shared, b_shared, sum, fetch, put);
+  multiply_slices<T, TILE, false, false>(0, ceil_div(p.anchor.columns, slice), warp, a_shared, b_shared, sum, fetch,
+                                         put);
 }
 
 }  // namespace xmodal::cuda::detail

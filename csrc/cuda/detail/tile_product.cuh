@@ -39,13 +39,12 @@ struct WarpPlace {
 // Adds the slices [begin, end) to sum: fetch(s) loads slice s into registers, put(s) stores it to stage
 // (s − begin) % 2 of shared memory, k by k or row by row. Ends with a barrier.
 template <typename T, int TILE, bool A_BY_DEPTH, bool B_BY_DEPTH, int A_SIZE, int B_SIZE, typename Fetch, typename Put>
-__device__ __forceinline__ void multiply_slices(int begin, int end, const T (&a_shared)[2][A_SIZE],
-                                                const T (&b_shared)[2][B_SIZE], TileSums<T, TILE>& sum,
-                                                const Fetch& fetch, const Put& put) {
+__device__ __forceinline__ void multiply_slices(int begin, int end, const WarpPlace<T, TILE>& warp,
+                                                const T (&a_shared)[2][A_SIZE], const T (&b_shared)[2][B_SIZE],
+                                                TileSums<T, TILE>& sum, const Fetch& fetch, const Put& put) {
   using Shape = TileShape<T, TILE>;
   constexpr int a_ld = A_BY_DEPTH ? Shape::by_depth : Shape::by_row;
   constexpr int b_ld = B_BY_DEPTH ? Shape::by_depth : Shape::by_row;
-  const WarpPlace<T, TILE> warp;
   const int g = warp.g, t = warp.t;
   if (begin < end) {
     fetch(begin);

@@ -39,9 +39,9 @@ int mined(const LabelledPairs& pairs, const Choice& choice, std::int64_t* index,
 int draw_negatives(const LabelledPairs& pairs, std::int64_t seed, std::int64_t* index, void* distance, bool wide,
                    void* stream);
 
-// The losses over all pairs take the anchors in chunks: `rows` of them from `first` on, a multiple of 128. A pair is
-// its distance, with the sign bit set where it is negative, or NaN where it does not count; and then its weight
-// f'(d) / d, of which gradients are made.
+// The losses over all pairs take the anchors in chunks, `rows` of them from `first` on. A pair is its distance, with
+// the sign bit set where it is negative, or NaN where it does not count; and then its weight f'(d) / d, of which
+// gradients are made.
 struct Chunk {
   int first = 0, rows = 0;
   void* pairs = nullptr;    // [rows, stride]
