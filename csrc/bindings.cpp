@@ -214,25 +214,27 @@ void bind_triplet_losses(py::module_& module) {
   py::class_<cuda::AnchorSums>(module, "AnchorSums").def(py::init([](Address sums, Address weights) {
     return cuda::AnchorSums{pointer<double>(sums), pointer<double>(weights)};
   }));
-  module.def("cuda_measure", [](const cuda::LabelledPairs& pairs, const cuda::Chunk& chunk, bool wide, int tile,
-                                Address stream) {
-    check(cuda::measure(pairs, chunk, wide, tile, pointer<void>(stream)));
-  });
-  module.def("cuda_structure_preserving",
-             [](const cuda::LabelledPairs& pairs, const cuda::Chunk& chunk, Address anchor_pull, Address anchor_push,
-                Address ref_pull, Address ref_push, double margin, const cuda::AnchorSums& out, bool wide,
-                Address stream) {
-               const cuda::StructurePreserving loss{pointer<void>(anchor_pull), pointer<void>(anchor_push),
-                                                    pointer<void>(ref_pull), pointer<void>(ref_push), margin};
-               check(cuda::structure_preserving(pairs, chunk, loss, out, wide, pointer<void>(stream)));
+  module.def("cuda_measure",
+             [](const cuda::LabelledPairs& pairs, const cuda::Chunk& chunk, bool wide, int tile, Address stream) {
+               check(cuda::measure(pairs, chunk, wide, tile, pointer<void>(stream)));
              });
+  module.def(
+      "cuda_structure_preserving",
+      [](const cuda::LabelledPairs& pairs, const cuda::Chunk& chunk, Address anchor_pull, Address anchor_push,
+         Address ref_pull, Address ref_push, double margin, const cuda::AnchorSums& out, bool wide, Address stream) {
+        const cuda::StructurePreserving loss{pointer<void>(anchor_pull), pointer<void>(anchor_push),
+                                             pointer<void>(ref_pull), pointer<void>(ref_push), margin};
+        check(cuda::structure_preserving(pairs, chunk, loss, out, wide, pointer<void>(stream)));
+      });
   module.def("cuda_triplet_margin",
-             [](const cuda::LabelledPairs& pairs, const cuda::Chunk& chunk, int triplets, double margin,
-                Address weight, int in_shared, Address ranked, Address counts, const cuda::AnchorSums& out, bool wide,
-                Address stream) {
-               const cuda::TripletMargin loss{static_cast<cuda::Triplets>(triplets), margin,
-                                              pointer<double>(weight), in_shared,
-                                              pointer<void>(ranked), pointer<int>(counts)};
+             [](const cuda::LabelledPairs& pairs, const cuda::Chunk& chunk, int triplets, double margin, Address weight,
+                int in_shared, Address ranked, Address counts, const cuda::AnchorSums& out, bool wide, Address stream) {
+               const cuda::TripletMargin loss{static_cast<cuda::Triplets>(triplets),
+                                              margin,
+                                              pointer<double>(weight),
+                                              in_shared,
+                                              pointer<void>(ranked),
+                                              pointer<int>(counts)};
                check(cuda::triplet_margin(pairs, chunk, loss, out, wide, pointer<void>(stream)));
              });
 }

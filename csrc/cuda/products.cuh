@@ -159,7 +159,8 @@ __global__ void __launch_bounds__(TileShape<T, TILE>::threads) multiply(const __
     for (int j = 0; j < Shape::across; ++j)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int in_row = warp.row + 16 * d + warp.g + 8 * (i / 2), in_column = warp.column + 8 * j + 2 * warp.t + i % 2;
+        const int in_row = warp.row + 16 * d + warp.g + 8 * (i / 2),
+                  in_column = warp.column + 8 * j + 2 * warp.t + i % 2;
         const int row = where.row0 + in_row, column = where.column0 + in_column;
         if (partial) {
           partial[in_row * TILE + in_column] = sum[d][j][i];

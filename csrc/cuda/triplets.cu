@@ -8,7 +8,8 @@ constexpr int threads = 256;  // of a block that takes an anchor
 
 template <typename T, int TILE>
 int run(const MeasureTask& task, cudaStream_t stream) {
-  const int tiles = detail::ceil_div(task.chunk.rows, TILE) * static_cast<int>(detail::ceil_div(task.chunk.stride, TILE));
+  const int tiles =
+      detail::ceil_div(task.chunk.rows, TILE) * static_cast<int>(detail::ceil_div(task.chunk.stride, TILE));
   return detail::launch(measure_tile<T, TILE>, tiles, TileShape<T, TILE>::threads, 0, stream, task);
 }
 

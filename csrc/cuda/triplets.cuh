@@ -202,13 +202,13 @@ __global__ void weigh_triplets(const __grid_constant__ MarginTask task) {
   const int positives = block_sum(sums.positives), negatives = block_sum(sums.negatives);
   const bool ranked = positives > 0 && negatives > 0;
 
+  // One margin, or for semihard triplets two: counts[k] negatives have their place among the keys at k or below.
+  const int terms = task.loss.triplets == Triplets::semihard ? 2 : 1;
   int size = 1;
   while (size < positives) size *= 2;
   const long long at = static_cast<long long>(blockIdx.x) * task.capacity;
   T* const sorted = size <= in_shared ? shared : static_cast<T*>(task.loss.ranked) + at;
-  int* const counts = size <= in_shared ? reinterpret_cast<int*>(shared + in_shared) : task.loss.counts + 2 * at;
-  // One margin, or for semihard triplets two: counts[k] negatives have their place among the keys at k or below.
-  const int terms = task.loss.triplets == Triplets::semihard ? 2 : 1;
+  int* const counts = size <= in_shared ? reinterpret_cast<int*>(shared + in_shared) : task.loss.counts + terms * at;
   const auto shift = [&](int term) {
     return task.loss.triplets == Triplets::hard || term == 1 ? T(0) : static_cast<T>(task.loss.margin);
   };

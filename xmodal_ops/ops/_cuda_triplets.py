@@ -84,7 +84,7 @@ def triplet_margin(
     in_shared = min(capacity, IN_SHARED)
     workspace = min(_step(ref), anchor.shape[0]) if capacity > in_shared else 0
     ranked = ref.new_empty(workspace, capacity, dtype=accumulation_dtype(ref))
-    counts = ref.new_empty(workspace, 2, capacity, dtype=torch.int32)
+    counts = ref.new_empty(workspace, 2 if triplets == "semihard" else 1, capacity, dtype=torch.int32)
 
     def weigh(pairs: LabelledPairs, chunk: Any, out: Any) -> None:
         _cuda.native.cuda_triplet_margin(
@@ -151,12 +151,15 @@ def _sweep(
         if need_anchor:
             products("nn", Product((Term(w, ref, b_shift=shift),), grad_anchor[part], alpha=-1.0))
         if need_ref:
-            before = {"beta": 1.0, "add": grad_ref} if first else {}
-            products("tn", Product((Term(w, anchor[part], b_shift=shift),), grad_ref, alpha=-1.0, **before))
+            before = grad_ref if first else None
+            term = Term(w, anchor[part], b_shift=shift)
+            products("tn", Product((term,), grad_ref, alpha=-1.0, beta=float(first > 0), add=before))
             others += w.sum(0)
     if need_anchor:
         grad_anchor.addcmul_(own.to(dtype)[:, None], anchor.to(dtype) - shift[0])
     if need_ref:
         grad_ref.addcmul_(others.to(dtype)[:, None], ref.to(dtype) - shift[0])
-    bad = torch.cat((pairs.anchor_norms, pairs.ref_norms)).amin() < 0
-    return tuple(x.masked_fill_(bad, torch.nan) for x in (sums, grad_anchor, grad_ref))
+    broken = torch.cat((pairs.anchor_norms, pairs.ref_norms)).amin() < 0
+    for result in (sums, grad_anchor, grad_ref):
+        result.masked_fill_(broken, torch.nan)
+    return sums, grad_anchor, grad_ref

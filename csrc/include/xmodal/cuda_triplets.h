@@ -69,9 +69,10 @@ int structure_preserving(const LabelledPairs& pairs, const Chunk& chunk, const S
 // Σ_i weight_i Σ_jk max(0, margin + d_ij − d_ik), over positives j and negatives k of which all count, those with
 // d_ik < d_ij (hard), or the others (semihard). The sums do not contain the weights (null for 1), the gradients do.
 //
-// `in_shared` of an anchor's positives, a power of two, are ranked in shared memory: 8 to 16 bytes each. More of them
-// need workspace, where there are more references than that: ranked [chunk rows, capacity] numbers and counts [chunk
-// rows, 2, capacity], with capacity the number of references rounded up to a power of two.
+// Up to `in_shared` positives of an anchor, a power of two, are ranked in shared memory. Where there are more
+// references than that, workspace is needed: ranked [chunk rows, capacity] numbers and counts [chunk rows, terms,
+// capacity], with capacity the number of references rounded up to a power of two, and 2 terms for semihard triplets,
+// else 1.
 enum class Triplets : int { all, hard, semihard };
 struct TripletMargin {
   Triplets triplets = Triplets::all;
