@@ -4,7 +4,8 @@ namespace xmodal::cuda {
 
 namespace {
 
-constexpr int threads = 256;  // of a block that takes an anchor
+// Threads of a block that takes an anchor: a chunk has few anchors where there are many references.
+constexpr int threads_for(int references) { return references > 16384 ? 1024 : 256; }
 
 template <typename T, int TILE>
 int run(const MeasureTask& task, cudaStream_t stream) {
@@ -17,7 +18,7 @@ template <typename T>
 int run(const MarginTask& task, cudaStream_t stream) {
   const int counts = task.loss.triplets == Triplets::semihard ? 2 : 1;
   const std::size_t shared = task.loss.in_shared * (sizeof(T) + counts * sizeof(int));
-  return detail::launch(weigh_triplets<T>, task.chunk.rows, threads, shared, stream, task);
+  return detail::launch(weigh_triplets<T>, task.chunk.rows, threads_for(task.n), shared, stream, task);
 }
 
 }  // namespace
@@ -32,7 +33,7 @@ int measure(const LabelledPairs& pairs, const Chunk& chunk, bool wide, int tile,
 int structure_preserving(const LabelledPairs& pairs, const Chunk& chunk, const StructurePreserving& loss,
                          const AnchorSums& out, bool wide, void* stream) {
   const StructureTask task{chunk, pairs.anchor.rows, pairs.ref.rows, loss, out};
-  return detail::launch(wide ? weigh_structure<double> : weigh_structure<float>, chunk.rows, threads, 0,
+  return detail::launch(wide ? weigh_structure<double> : weigh_structure<float>, chunk.rows, threads_for(task.n), 0,
                         static_cast<cudaStream_t>(stream), task);
 }
 

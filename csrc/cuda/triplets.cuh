@@ -147,7 +147,7 @@ __device__ __forceinline__ int place(const T* sorted, int count, T shift, T key)
 //
 // so a pair's weight is known from the labels alone.
 template <typename T>
-__global__ void weigh_structure(const __grid_constant__ StructureTask task) {
+__global__ void __launch_bounds__(1024, 1) weigh_structure(const __grid_constant__ StructureTask task) {
   using namespace detail;
   const int i = task.chunk.first + static_cast<int>(blockIdx.x);
   T* const row = static_cast<T*>(task.chunk.pairs) + blockIdx.x * task.chunk.stride;
@@ -183,7 +183,7 @@ __global__ void weigh_structure(const __grid_constant__ StructureTask task) {
 //
 // Hard triplets are those active at margin 0, semihard the others. Positives are sorted, negatives find their place.
 template <typename T>
-__global__ void weigh_triplets(const __grid_constant__ MarginTask task) {
+__global__ void __launch_bounds__(1024, 1) weigh_triplets(const __grid_constant__ MarginTask task) {
   using namespace detail;
   XMODAL_DYNAMIC_SHARED(T, shared);
   __shared__ int gathered;

@@ -109,6 +109,17 @@ def test_positives_ranked_in_shared_memory_and_outside_give_the_same_bits(monkey
                 assert all(map(torch.equal, margin_loss(data, 0.7, triplets), expected))
 
 
+def test_more_references_than_threads_and_shared_memory_are_made_for() -> None:
+    data = batch(2, 16500, 2, 2)
+    for needs in ((True, True), (False, False)):
+        arguments = *data, None, 0.7, "semihard", False, *needs
+        pairs = zip(_cuda_triplets.triplet_margin(*arguments), reference.triplet_margin(*arguments))
+        arguments = *data, 2.0, 0.3, True, *needs
+        pairs = (*pairs, *zip(structure(data, 2.0, needs), reference.structure_preserving(*arguments)))
+        for found, expected in pairs:
+            torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("dtype", [F16, F32, F64])
 def test_ties_of_integers(dtype: torch.dtype) -> None:
     """On a line of integers with an integer margin most triplets lie on a boundary: ties are inactive."""
