@@ -130,7 +130,7 @@ def test_halves(loss, dtype) -> None:
 
 def test_tight_classes_in_single_precision() -> None:
     la, lr = labels(200, 230, 5, "single")
-    centres = torch.randn(5, 40, dtype=F64)
+    centres = 0.5 * torch.randn(5, 40, dtype=F64)  # all nearer than the margin
     image, text = (centres[label] + 0.02 * torch.randn(len(label), 40, dtype=F64) for label in (la, lr))
     text[:20] = image[:20]
     data = image.float() + 100, text.float() + 100, la, lr
