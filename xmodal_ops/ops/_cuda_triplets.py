@@ -12,7 +12,6 @@ from ..reference.triplets import accumulation_dtype, count_pairs, structure_weig
 from . import _cuda
 from ._cuda import Product, Term, address, choose_tile, processors, products, rows
 from ._cuda_mining import LabelledPairs
-from ._pairs import common_shift
 
 PAIRS_LIMIT = 32 << 20  # bytes of pairs that are held at once, so that they stay in the L2 cache; but
 LEAST_ROWS = 128  # fewer anchors would read and write the references' gradients too often
@@ -104,6 +103,18 @@ def triplet_margin(
     return _sweep(anchor, ref, anchor_labels, ref_labels, exclude_diagonal, weigh, need_anchor, need_ref)
 
 
+def _shift(anchor: Tensor, ref: Tensor) -> Tensor:
+    """About the mean row, which distances do not depend on: less is then lost in |a|² + |r|² − 2 a·r.
+
+    A multiple of a power of two, some half or quarter of the spread: integers stay exact. Where a row is not
+    finite any shift will do.
+    """
+    mean = (anchor.sum(0, dtype=torch.float64) + ref.sum(0, dtype=torch.float64)) / (len(anchor) + len(ref))
+    spread = (anchor.var(0, correction=0).mean() + ref.var(0, correction=0).mean()).double().sqrt()
+    step = torch.ldexp(torch.ones_like(spread), torch.frexp(spread).exponent - 2)
+    return ((mean / step).round() * step).nan_to_num(0.0, 0.0, 0.0)
+
+
 def _stride(ref: Tensor) -> int:
     return -(-ref.shape[0] // 4) * 4
 
@@ -130,8 +141,8 @@ def _sweep(
     """
     anchor, ref = rows(anchor.detach()), rows(ref.detach())
     m, n, dtype = anchor.shape[0], ref.shape[0], accumulation_dtype(anchor)
-    shift = common_shift(anchor, ref).to(dtype)
-    shift = torch.stack((shift, torch.zeros_like(shift)))
+    high = _shift(anchor, ref).to(dtype)
+    shift = torch.stack((high, torch.zeros_like(high)))
     pairs = LabelledPairs(anchor, ref, anchor_labels, ref_labels, exclude_diagonal, shift)
     step = min(m, _step(ref))
     weights = ref.new_empty(step, _stride(ref), dtype=dtype)
@@ -156,9 +167,9 @@ def _sweep(
             products("tn", Product((term,), grad_ref, alpha=-1.0, beta=float(first > 0), add=before))
             others += w.sum(0)
     if need_anchor:
-        grad_anchor.addcmul_(own.to(dtype)[:, None], anchor.to(dtype) - shift[0])
+        grad_anchor.addcmul_(own.to(dtype)[:, None], anchor.to(dtype) - high)
     if need_ref:
-        grad_ref.addcmul_(others.to(dtype)[:, None], ref.to(dtype) - shift[0])
+        grad_ref.addcmul_(others.to(dtype)[:, None], ref.to(dtype) - high)
     broken = torch.cat((pairs.anchor_norms, pairs.ref_norms)).amin() < 0
     for result in (sums, grad_anchor, grad_ref):
         result.masked_fill_(broken, torch.nan)

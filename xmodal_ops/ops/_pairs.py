@@ -70,7 +70,7 @@ def diagonal(exclude_diagonal: bool | None, one_set: bool, anchor: Tensor, ref: 
     return one_set if exclude_diagonal is None else exclude_diagonal
 
 
-def common_shift(anchor: Tensor, ref: Tensor) -> Tensor:
+def _shift(anchor: Tensor, ref: Tensor) -> Tensor:
     """About the mean row, which distances do not depend on: less is then lost in |a|² + |r|² − 2 a·r.
 
     A multiple of a power of two, some half or quarter of the spread: integers stay exact. Where a row is not
@@ -79,7 +79,7 @@ def common_shift(anchor: Tensor, ref: Tensor) -> Tensor:
     m, n = anchor.shape[0], ref.shape[0]
     mean = (anchor.sum(0, dtype=torch.float64) + ref.sum(0, dtype=torch.float64)) / (m + n)
     spread = (anchor.var(0, correction=0).mean() + ref.var(0, correction=0).mean()).sqrt()
-    step = torch.ldexp(torch.ones_like(mean[0]), torch.frexp(spread.double()).exponent - 2)
+    step = torch.ldexp(torch.ones((), dtype=torch.float64), torch.frexp(spread).exponent - 2)
     return ((mean / step).round() * step).nan_to_num(0.0, 0.0, 0.0).to(anchor.dtype)
 
 
@@ -99,7 +99,7 @@ class NativePairs:
         dtype = accumulation_dtype(anchor)
         anchor, ref = anchor.detach().to(dtype).contiguous(), ref.detach().to(dtype).contiguous()
         (m, d), n = anchor.shape, ref.shape[0]
-        shift = common_shift(anchor, ref)
+        shift = _shift(anchor, ref)
         anchor_labels, ref_labels = anchor_labels.contiguous(), ref_labels.contiguous()
         # A thread costs some 20 µs to start: below a few million multiplications each, fewer are faster.
         threads = max(1, min(torch.get_num_threads(), m * n * d >> 22, m // 8))
