@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "xmodal/covariance.h"
 #include "xmodal/cpu.h"
 #include "xmodal/trace_norm.h"
 #include "xmodal/triplets.h"
@@ -71,6 +72,36 @@ void bind_cpu(py::module_& module) {
         return served ? std::optional<double>(problem.value) : std::nullopt;
       },
       "Value of the trace norm and its gradients; None where a covariance does not factorise in fp64.");
+  using xmodal::cpu::Views;
+  py::class_<Views>(module, "Views", "Samples of one view or two, as the covariance kernels take them.")
+      .def(py::init([](std::uintptr_t x, std::uintptr_t y, std::int64_t m, std::int64_t dx, std::int64_t dy,
+                       std::int64_t x_stride, std::int64_t y_stride, bool wide, int threads) {
+             return Views{pointer<void>(x), pointer<void>(y), m, dx, dy, x_stride, y_stride, wide, threads, nullptr};
+           }),
+           py::kw_only(), py::arg("x"), py::arg("y"), py::arg("m"), py::arg("dx"), py::arg("dy"), py::arg("x_stride"),
+           py::arg("y_stride"), py::arg("wide"), py::arg("threads"))
+      .def("workspace_size", &xmodal::cpu::covariance_workspace, py::arg("backward"),
+           "Bytes that a kernel needs; see set_workspace.")
+      .def("set_workspace", [](Views& views, std::uintptr_t address) { views.workspace = pointer<void>(address); });
+  module.def(
+      "covariance_cpu",
+      [](const Views& views, double rx, double ry, std::uintptr_t xx, std::uintptr_t xy, std::uintptr_t yy,
+         std::uintptr_t mean_x, std::uintptr_t mean_y) {
+        py::gil_scoped_release unlocked;
+        xmodal::cpu::covariance(
+            views, rx, ry,
+            {pointer<void>(xx), pointer<void>(xy), pointer<void>(yy), pointer<void>(mean_x), pointer<void>(mean_y)});
+      },
+      "Covariances and means of the views.");
+  module.def(
+      "covariance_backward_cpu",
+      [](const Views& views, std::uintptr_t weights, std::uintptr_t offset, std::uintptr_t grad_x,
+         std::uintptr_t grad_y) {
+        py::gil_scoped_release unlocked;
+        xmodal::cpu::covariance_backward(views, pointer<void>(weights), pointer<void>(offset), pointer<void>(grad_x),
+                                         pointer<void>(grad_y));
+      },
+      "Centred views times joint weights, plus an offset.");
   module.def("instruction_set", &xmodal::cpu::instruction_set, "The instruction set that the CPU kernels run with.");
 }
 
@@ -244,12 +275,11 @@ void bind_triplets(py::module_& module) {
   using namespace xmodal::cpu;
   using Address = std::uintptr_t;
   py::class_<Pairs>(module, "Pairs", "Two sets of embeddings and their labels, as the triplet kernels take them.")
-      .def(py::init([](Address anchor, Address ref, Address shift, Address anchor_labels, Address ref_labels,
-                       std::int64_t m, std::int64_t n, std::int64_t d, std::int64_t words, bool exclude_diagonal,
-                       bool wide, int threads) {
+      .def(py::init([](Address anchor, Address ref, Address anchor_labels, Address ref_labels, std::int64_t m,
+                       std::int64_t n, std::int64_t d, std::int64_t words, bool exclude_diagonal, bool wide,
+                       int threads) {
              return Pairs{pointer<void>(anchor),
                           pointer<void>(ref),
-                          pointer<void>(shift),
                           pointer<std::int64_t>(anchor_labels),
                           pointer<std::int64_t>(ref_labels),
                           m,
@@ -261,9 +291,9 @@ void bind_triplets(py::module_& module) {
                           threads,
                           nullptr};
            }),
-           py::kw_only(), py::arg("anchor"), py::arg("ref"), py::arg("shift"), py::arg("anchor_labels"),
-           py::arg("ref_labels"), py::arg("m"), py::arg("n"), py::arg("d"), py::arg("words"),
-           py::arg("exclude_diagonal"), py::arg("wide"), py::arg("threads"))
+           py::kw_only(), py::arg("anchor"), py::arg("ref"), py::arg("anchor_labels"), py::arg("ref_labels"),
+           py::arg("m"), py::arg("n"), py::arg("d"), py::arg("words"), py::arg("exclude_diagonal"), py::arg("wide"),
+           py::arg("threads"))
       .def("workspace_size", &workspace_size, py::arg("weights"), "Bytes that a kernel needs; see set_workspace.")
       .def("set_workspace", [](Pairs& pairs, Address address) { pairs.workspace = pointer<void>(address); });
   py::enum_<Positive>(module, "Positive").value("hard", Positive::hard).value("easy", Positive::easy);

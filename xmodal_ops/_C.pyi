@@ -24,13 +24,22 @@ def trace_norm_cpu(
     threads: int,
 ) -> float | None: ...
 
+class Views:
+    def __init__(
+        self, *, x: int, y: int, m: int, dx: int, dy: int, x_stride: int, y_stride: int, wide: bool, threads: int
+    ) -> None: ...
+    def workspace_size(self, backward: bool) -> int: ...
+    def set_workspace(self, address: int) -> None: ...
+
+def covariance_cpu(views: Views, rx: float, ry: float, xx: int, xy: int, yy: int, mean_x: int, mean_y: int) -> None: ...
+def covariance_backward_cpu(views: Views, weights: int, offset: int, grad_x: int, grad_y: int) -> None: ...
+
 class Pairs:
     def __init__(
         self,
         *,
         anchor: int,
         ref: int,
-        shift: int,
         anchor_labels: int,
         ref_labels: int,
         m: int,

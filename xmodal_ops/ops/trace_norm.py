@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from .. import _C, _checks
 from ..reference import trace_norm as reference
 from ._library import define, full_precision, implement
+from .covariance import native, native_backward
 
 
 def _fake(x: Tensor, y: Tensor, rx: float, ry: float, top_k: int, need_x: bool, need_y: bool) -> tuple[Tensor, ...]:
@@ -26,6 +27,8 @@ define(
     _fake,
 )
 
+_NATIVE = reference.Products(native, native_backward)
+
 # Up to this dimension of both views the native code beats torch's LAPACK; measured by bench/trace_norm.py.
 _NATIVE_MAX_DIM = _C.TRACE_NORM_MAX_DIM
 
@@ -38,7 +41,7 @@ def _cpu(
         value, gx, gy = _cpu(x.float(), y.float(), rx, ry, top_k, need_x, need_y)
         return value, gx.to(x.dtype), gy.to(y.dtype)
     if max(dx, dy) > _NATIVE_MAX_DIM or m <= max(dx, dy) or top_k < min(dx, dy):
-        return reference.trace_norm(x, y, rx, ry, top_k, need_x, need_y)
+        return reference.trace_norm(x, y, rx, ry, top_k, need_x, need_y, _NATIVE)
     x = x if x.stride(1) == 1 else x.contiguous()
     y = y if y.stride(1) == 1 else y.contiguous()
     threads = torch.get_num_threads()
@@ -62,11 +65,11 @@ def _cpu(
         threads,
     )
     if result is None:
-        return reference.trace_norm(x, y, rx, ry, top_k, need_x, need_y)
+        return reference.trace_norm(x, y, rx, ry, top_k, need_x, need_y, _NATIVE)
     return x.new_tensor(result), gx, gy
 
 
-implement("trace_norm", _cpu, "CPU", "C++ to d = 256, torch")
+implement("trace_norm", _cpu, "CPU", "C++ to d = 256, C++ and torch")
 
 
 class _TraceNorm(torch.autograd.Function):
