@@ -230,6 +230,44 @@ void bind_mining(py::module_& module) {
     check(cuda::mined(pairs, choice, pointer<std::int64_t>(index), pointer<void>(distance), pointer<double>(square),
                       wide, pointer<void>(stream)));
   });
+  module.def("cuda_draw_negatives", [](const cuda::LabelledPairs& pairs, std::int64_t seed, std::uintptr_t index,
+                                       std::uintptr_t distance, bool wide, std::uintptr_t stream) {
+    check(cuda::draw_negatives(pairs, seed, pointer<std::int64_t>(index), pointer<void>(distance), wide,
+                               pointer<void>(stream)));
+  });
+}
+
+void bind_triplet_losses(py::module_& module) {
+  using Address = std::uintptr_t;
+  py::class_<cuda::Chunk>(module, "Chunk").def(py::init([](int first, int rows, Address pairs, std::int64_t stride) {
+    return cuda::Chunk{first, rows, pointer<void>(pairs), stride};
+  }));
+  py::class_<cuda::AnchorSums>(module, "AnchorSums").def(py::init([](Address sums, Address weights) {
+    return cuda::AnchorSums{pointer<double>(sums), pointer<double>(weights)};
+  }));
+  module.def("cuda_measure",
+             [](const cuda::LabelledPairs& pairs, const cuda::Chunk& chunk, bool wide, int tile, Address stream) {
+               check(cuda::measure(pairs, chunk, wide, tile, pointer<void>(stream)));
+             });
+  module.def(
+      "cuda_structure_preserving",
+      [](const cuda::LabelledPairs& pairs, const cuda::Chunk& chunk, Address anchor_pull, Address anchor_push,
+         Address ref_pull, Address ref_push, double margin, const cuda::AnchorSums& out, bool wide, Address stream) {
+        const cuda::StructurePreserving loss{pointer<void>(anchor_pull), pointer<void>(anchor_push),
+                                             pointer<void>(ref_pull), pointer<void>(ref_push), margin};
+        check(cuda::structure_preserving(pairs, chunk, loss, out, wide, pointer<void>(stream)));
+      });
+  module.def("cuda_triplet_margin",
+             [](const cuda::LabelledPairs& pairs, const cuda::Chunk& chunk, int triplets, double margin, Address weight,
+                int in_shared, Address ranked, Address counts, const cuda::AnchorSums& out, bool wide, Address stream) {
+               const cuda::TripletMargin loss{static_cast<cuda::Triplets>(triplets),
+                                              margin,
+                                              pointer<double>(weight),
+                                              in_shared,
+                                              pointer<void>(ranked),
+                                              pointer<int>(counts)};
+               check(cuda::triplet_margin(pairs, chunk, loss, out, wide, pointer<void>(stream)));
+             });
 }
 #endif
 
@@ -304,6 +342,7 @@ void bind_cuda(py::module_& module) {
   bind_products(module);
   bind_trace_norm(module);
   bind_mining(module);
+  bind_triplet_losses(module);
   module.attr("with_cuda") = true;
   module.def("cuda_set_device", [](int index) { check(cuda::set_device(index)); });
   module.def("cuda_archs", &xmodal::cuda::architectures, "The architectures that this binary holds code for.");
