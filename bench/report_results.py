@@ -54,6 +54,8 @@ def protocol(facts: Mapping[str, Any]) -> str:
     pairs = " / ".join(f"{count:,}" for count in facts["pairs"].values())
     parts = [f"{pairs} pairs for training / validation / test", f"gallery {facts['gallery']:,}"]
     parts += [f"compared by {facts['similarity']}", f"chosen by {facts['chosen_by']}"]
+    if facts.get("refit"):
+        parts.append("what was chosen, fitted anew to training and validation pairs")
     return "Protocol: " + "; ".join(parts) + ".\n" + (f"\n{facts['note']}\n" if "note" in facts else "")
 
 

@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "xmodal/covariance.h"
 #include "xmodal/cpu.h"
 #include "xmodal/trace_norm.h"
 #include "xmodal/triplets.h"
@@ -62,6 +63,36 @@ void bind_cpu(py::module_& module) {
         return wide ? xmodal::cpu::trace_norm_f64(batch) : xmodal::cpu::trace_norm_f32(batch);
       },
       "Trace norms and their gradients; a value is NaN, and the result false, where a covariance does not factorise.");
+  using xmodal::cpu::Views;
+  py::class_<Views>(module, "Views", "Samples of one view or two, as the covariance kernels take them.")
+      .def(py::init([](std::uintptr_t x, std::uintptr_t y, std::int64_t m, std::int64_t dx, std::int64_t dy,
+                       std::int64_t x_stride, std::int64_t y_stride, bool wide, int threads) {
+             return Views{pointer<void>(x), pointer<void>(y), m, dx, dy, x_stride, y_stride, wide, threads, nullptr};
+           }),
+           py::kw_only(), py::arg("x"), py::arg("y"), py::arg("m"), py::arg("dx"), py::arg("dy"), py::arg("x_stride"),
+           py::arg("y_stride"), py::arg("wide"), py::arg("threads"))
+      .def("workspace_size", &xmodal::cpu::covariance_workspace, py::arg("backward"),
+           "Bytes that a kernel needs; see set_workspace.")
+      .def("set_workspace", [](Views& views, std::uintptr_t address) { views.workspace = pointer<void>(address); });
+  module.def(
+      "covariance_cpu",
+      [](const Views& views, double rx, double ry, std::uintptr_t xx, std::uintptr_t xy, std::uintptr_t yy,
+         std::uintptr_t mean_x, std::uintptr_t mean_y) {
+        py::gil_scoped_release unlocked;
+        xmodal::cpu::covariance(
+            views, rx, ry,
+            {pointer<void>(xx), pointer<void>(xy), pointer<void>(yy), pointer<void>(mean_x), pointer<void>(mean_y)});
+      },
+      "Covariances and means of the views.");
+  module.def(
+      "covariance_backward_cpu",
+      [](const Views& views, std::uintptr_t weights, std::uintptr_t offset, std::uintptr_t grad_x,
+         std::uintptr_t grad_y) {
+        py::gil_scoped_release unlocked;
+        xmodal::cpu::covariance_backward(views, pointer<void>(weights), pointer<void>(offset), pointer<void>(grad_x),
+                                         pointer<void>(grad_y));
+      },
+      "Centred views times joint weights, plus an offset.");
   module.def("instruction_set", &xmodal::cpu::instruction_set, "The instruction set that the CPU kernels run with.");
 }
 
@@ -199,6 +230,44 @@ void bind_mining(py::module_& module) {
     check(cuda::mined(pairs, choice, pointer<std::int64_t>(index), pointer<void>(distance), pointer<double>(square),
                       wide, pointer<void>(stream)));
   });
+  module.def("cuda_draw_negatives", [](const cuda::LabelledPairs& pairs, std::int64_t seed, std::uintptr_t index,
+                                       std::uintptr_t distance, bool wide, std::uintptr_t stream) {
+    check(cuda::draw_negatives(pairs, seed, pointer<std::int64_t>(index), pointer<void>(distance), wide,
+                               pointer<void>(stream)));
+  });
+}
+
+void bind_triplet_losses(py::module_& module) {
+  using Address = std::uintptr_t;
+  py::class_<cuda::Chunk>(module, "Chunk").def(py::init([](int first, int rows, Address pairs, std::int64_t stride) {
+    return cuda::Chunk{first, rows, pointer<void>(pairs), stride};
+  }));
+  py::class_<cuda::AnchorSums>(module, "AnchorSums").def(py::init([](Address sums, Address weights) {
+    return cuda::AnchorSums{pointer<double>(sums), pointer<double>(weights)};
+  }));
+  module.def("cuda_measure",
+             [](const cuda::LabelledPairs& pairs, const cuda::Chunk& chunk, bool wide, int tile, Address stream) {
+               check(cuda::measure(pairs, chunk, wide, tile, pointer<void>(stream)));
+             });
+  module.def(
+      "cuda_structure_preserving",
+      [](const cuda::LabelledPairs& pairs, const cuda::Chunk& chunk, Address anchor_pull, Address anchor_push,
+         Address ref_pull, Address ref_push, double margin, const cuda::AnchorSums& out, bool wide, Address stream) {
+        const cuda::StructurePreserving loss{pointer<void>(anchor_pull), pointer<void>(anchor_push),
+                                             pointer<void>(ref_pull), pointer<void>(ref_push), margin};
+        check(cuda::structure_preserving(pairs, chunk, loss, out, wide, pointer<void>(stream)));
+      });
+  module.def("cuda_triplet_margin",
+             [](const cuda::LabelledPairs& pairs, const cuda::Chunk& chunk, int triplets, double margin, Address weight,
+                int in_shared, Address ranked, Address counts, const cuda::AnchorSums& out, bool wide, Address stream) {
+               const cuda::TripletMargin loss{static_cast<cuda::Triplets>(triplets),
+                                              margin,
+                                              pointer<double>(weight),
+                                              in_shared,
+                                              pointer<void>(ranked),
+                                              pointer<int>(counts)};
+               check(cuda::triplet_margin(pairs, chunk, loss, out, wide, pointer<void>(stream)));
+             });
 }
 #endif
 
@@ -206,12 +275,11 @@ void bind_triplets(py::module_& module) {
   using namespace xmodal::cpu;
   using Address = std::uintptr_t;
   py::class_<Pairs>(module, "Pairs", "Two sets of embeddings and their labels, as the triplet kernels take them.")
-      .def(py::init([](Address anchor, Address ref, Address shift, Address anchor_labels, Address ref_labels,
-                       std::int64_t m, std::int64_t n, std::int64_t d, std::int64_t words, bool exclude_diagonal,
-                       bool wide, int threads) {
+      .def(py::init([](Address anchor, Address ref, Address anchor_labels, Address ref_labels, std::int64_t m,
+                       std::int64_t n, std::int64_t d, std::int64_t words, bool exclude_diagonal, bool wide,
+                       int threads) {
              return Pairs{pointer<void>(anchor),
                           pointer<void>(ref),
-                          pointer<void>(shift),
                           pointer<std::int64_t>(anchor_labels),
                           pointer<std::int64_t>(ref_labels),
                           m,
@@ -223,9 +291,9 @@ void bind_triplets(py::module_& module) {
                           threads,
                           nullptr};
            }),
-           py::kw_only(), py::arg("anchor"), py::arg("ref"), py::arg("shift"), py::arg("anchor_labels"),
-           py::arg("ref_labels"), py::arg("m"), py::arg("n"), py::arg("d"), py::arg("words"),
-           py::arg("exclude_diagonal"), py::arg("wide"), py::arg("threads"))
+           py::kw_only(), py::arg("anchor"), py::arg("ref"), py::arg("anchor_labels"), py::arg("ref_labels"),
+           py::arg("m"), py::arg("n"), py::arg("d"), py::arg("words"), py::arg("exclude_diagonal"), py::arg("wide"),
+           py::arg("threads"))
       .def("workspace_size", &workspace_size, py::arg("weights"), "Bytes that a kernel needs; see set_workspace.")
       .def("set_workspace", [](Pairs& pairs, Address address) { pairs.workspace = pointer<void>(address); });
   py::enum_<Positive>(module, "Positive").value("hard", Positive::hard).value("easy", Positive::easy);
@@ -274,6 +342,7 @@ void bind_cuda(py::module_& module) {
   bind_products(module);
   bind_trace_norm(module);
   bind_mining(module);
+  bind_triplet_losses(module);
   module.attr("with_cuda") = true;
   module.def("cuda_set_device", [](int index) { check(cuda::set_device(index)); });
   module.def("cuda_archs", &xmodal::cuda::architectures, "The architectures that this binary holds code for.");

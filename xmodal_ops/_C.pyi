@@ -28,13 +28,22 @@ def trace_norm_cpu(
     threads: int,
 ) -> bool: ...
 
+class Views:
+    def __init__(
+        self, *, x: int, y: int, m: int, dx: int, dy: int, x_stride: int, y_stride: int, wide: bool, threads: int
+    ) -> None: ...
+    def workspace_size(self, backward: bool) -> int: ...
+    def set_workspace(self, address: int) -> None: ...
+
+def covariance_cpu(views: Views, rx: float, ry: float, xx: int, xy: int, yy: int, mean_x: int, mean_y: int) -> None: ...
+def covariance_backward_cpu(views: Views, weights: int, offset: int, grad_x: int, grad_y: int) -> None: ...
+
 class Pairs:
     def __init__(
         self,
         *,
         anchor: int,
         ref: int,
-        shift: int,
         anchor_labels: int,
         ref_labels: int,
         m: int,
@@ -155,6 +164,63 @@ def cuda_small_trace_norm(
     workspace: int,
     problems: int,
     blocks: int,
+    wide: bool,
+    stream: int,
+) -> None: ...
+
+class LabelledPairs:
+    def __init__(
+        self,
+        anchor: Matrix,
+        ref: Matrix,
+        anchor_norms: int,
+        ref_norms: int,
+        anchor_labels: int,
+        ref_labels: int,
+        words: int,
+        exclude_diagonal: bool,
+    ) -> None: ...
+
+class Choice:
+    def __init__(self, positive: bool, farthest: bool, floor: int, bound: int, key: int) -> None: ...
+
+class Chunk:
+    def __init__(self, first: int, rows: int, pairs: int, stride: int) -> None: ...
+
+class AnchorSums:
+    def __init__(self, sums: int, weights: int) -> None: ...
+
+def cuda_squared_norms(rows: Matrix, wide: bool, norms: int, stream: int) -> None: ...
+def cuda_mine(pairs: LabelledPairs, choices: list[Choice], counts: int, wide: bool, tile: int, stream: int) -> None: ...
+def cuda_mined(
+    pairs: LabelledPairs, choice: Choice, index: int, distance: int, square: int, wide: bool, stream: int
+) -> None: ...
+def cuda_draw_negatives(
+    pairs: LabelledPairs, seed: int, index: int, distance: int, wide: bool, stream: int
+) -> None: ...
+def cuda_measure(pairs: LabelledPairs, chunk: Chunk, wide: bool, tile: int, stream: int) -> None: ...
+def cuda_structure_preserving(
+    pairs: LabelledPairs,
+    chunk: Chunk,
+    anchor_pull: int,
+    anchor_push: int,
+    ref_pull: int,
+    ref_push: int,
+    margin: float,
+    out: AnchorSums,
+    wide: bool,
+    stream: int,
+) -> None: ...
+def cuda_triplet_margin(
+    pairs: LabelledPairs,
+    chunk: Chunk,
+    triplets: int,
+    margin: float,
+    weight: int,
+    in_shared: int,
+    ranked: int,
+    counts: int,
+    out: AnchorSums,
     wide: bool,
     stream: int,
 ) -> None: ...

@@ -124,6 +124,7 @@ def train_dcca_command(
     weight_decay: Annotated[float | None, _option("weight_decay", "Of AdamW.")] = None,
     augment: Annotated[bool | None, _option("augment", "Move and turn training pictures at random.")] = None,
     patience: Annotated[int | None, _option("patience", "Stop after epochs without progress; 0: never.")] = None,
+    refit: Annotated[bool | None, _option("refit", "Train anew on validation pairs too, to the best epoch.")] = None,
     monitor: Monitor = None,
     precision: Annotated[str | None, _option("precision", "32-true, bf16-mixed or 16-mixed.")] = None,
     device: Device = "auto",
@@ -149,7 +150,7 @@ def train_dcca_command(
         seed=seed, epochs=epochs, batch_size=batch_size, output_dim=output_dim, ridge=ridge, top_k=top_k, power=power,
         image_branch=image_branch, hidden=tuple(hidden) if hidden else None, dropout=dropout,
         learning_rate=learning_rate, weight_decay=weight_decay, augment=augment, patience=patience,
-        monitor=monitor, precision=precision, chunk_size=chunk_size,
+        monitor=monitor, precision=precision, chunk_size=chunk_size, refit=refit,
     )  # fmt: skip
     source = _source(data, path, font)
     if resume:

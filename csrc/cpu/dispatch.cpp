@@ -5,12 +5,16 @@
 #include <vector>
 
 #include "detail/sets.h"
+#include "xmodal/covariance.h"
 #include "xmodal/cpu.h"
 #include "xmodal/trace_norm.h"
 #include "xmodal/triplets.h"
 
 namespace xmodal::cpu {
 
+XMODAL_DECLARE_FOR_SETS(std::size_t, covariance_workspace, const Views&, bool)
+XMODAL_DECLARE_FOR_SETS(void, covariance, const Views&, double, double, const Moments&)
+XMODAL_DECLARE_FOR_SETS(void, covariance_backward, const Views&, const void*, const void*, void*, void*)
 XMODAL_DECLARE_FOR_SETS(int64_t, trace_norm_workspace_bytes, const TraceNorm&)
 XMODAL_DECLARE_FOR_SETS(bool, trace_norm_f32, const TraceNorm&)
 XMODAL_DECLARE_FOR_SETS(bool, trace_norm_f64, const TraceNorm&)
@@ -66,6 +70,18 @@ void run_parallel(int parts, void (*body)(void*, int, int), void* context) {
 #else
 #define XMODAL_CHOSEN(name) baseline::name
 #endif
+
+std::size_t covariance_workspace(const Views& views, bool backward) {
+  return XMODAL_CHOSEN(covariance_workspace)(views, backward);
+}
+
+void covariance(const Views& views, double rx, double ry, const Moments& moments) {
+  XMODAL_CHOSEN(covariance)(views, rx, ry, moments);
+}
+
+void covariance_backward(const Views& views, const void* weights, const void* offset, void* grad_x, void* grad_y) {
+  XMODAL_CHOSEN(covariance_backward)(views, weights, offset, grad_x, grad_y);
+}
 
 int64_t trace_norm_workspace_bytes(const TraceNorm& batch) { return XMODAL_CHOSEN(trace_norm_workspace_bytes)(batch); }
 

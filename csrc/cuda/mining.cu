@@ -17,7 +17,7 @@ MiningTask task_of(const LabelledPairs& pairs, const Choice* choices, int count,
 template <typename T, int TILE>
 int run(const MiningTask& task, cudaStream_t stream) {
   const int tiles = detail::ceil_div(task.pairs.anchor.rows, TILE) * detail::ceil_div(task.pairs.ref.rows, TILE);
-  return detail::launch(mine_tile<T, TILE>, tiles, MiningShape<T, TILE>::threads, 0, stream, task);
+  return detail::launch(mine_tile<T, TILE>, tiles, TileShape<T, TILE>::threads, 0, stream, task);
 }
 
 constexpr int warps = 8;  // of a block where each takes a row
@@ -48,6 +48,17 @@ int mined(const LabelledPairs& pairs, const Choice& choice, std::int64_t* index,
                                static_cast<double*>(distance), square)
               : detail::launch(read_keys<float>, blocks, threads, 0, queue, task, index, static_cast<float*>(distance),
                                square);
+}
+
+int draw_negatives(const LabelledPairs& pairs, std::int64_t seed, std::int64_t* index, void* distance, bool wide,
+                   void* stream) {
+  const auto queue = static_cast<cudaStream_t>(stream);
+  const auto bits = static_cast<unsigned long long>(seed);
+  const int blocks = detail::ceil_div(pairs.anchor.rows, warps);
+  return wide ? detail::launch(draw_negatives<double>, blocks, 32 * warps, 0, queue, pairs, bits, index,
+                               static_cast<double*>(distance))
+              : detail::launch(draw_negatives<float>, blocks, 32 * warps, 0, queue, pairs, bits, index,
+                               static_cast<float*>(distance));
 }
 
 }  // namespace xmodal::cuda

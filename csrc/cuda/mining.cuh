@@ -8,10 +8,7 @@
 // ties go to the lowest index. A key holds as many bits of the distance as the index leaves: 36 of 2¹⁷ rows.
 #pragma once
 
-#include "detail/mma.cuh"
-#include "detail/portable.cuh"
-#include "detail/tile.cuh"
-#include "xmodal/cuda_triplets.h"
+#include "detail/pairs.cuh"
 
 namespace xmodal::cuda {
 
@@ -26,7 +23,6 @@ struct MiningTask {
 
 namespace detail {
 
-constexpr int mining_slice = 16;  // depth that is in shared memory at once
 constexpr unsigned long long infinity_bits = 0x7ff0000000000000ull;
 
 template <typename To, typename From>
@@ -46,24 +42,6 @@ __device__ __forceinline__ double number(unsigned long long order) {
   return bits_as<double>(order >> 63 ? order & ~(1ull << 63) : ~order);
 }
 
-// |a − r|² from the rows as they came.
-__device__ inline double exact_square(const LabelledPairs& p, long long i, long long j) {
-  double sum = 0;
-  for (int k = 0; k < p.anchor.columns; ++k) {
-    const double difference = read<double>(p.anchor.data, i * p.anchor.stride + k, p.anchor.kind) -
-                              read<double>(p.ref.data, j * p.ref.stride + k, p.ref.kind);
-    sum += difference * difference;
-  }
-  return sum;
-}
-
-__device__ __forceinline__ bool share_a_label(const LabelledPairs& p, long long i, long long j) {
-  if (p.words == 0) return p.anchor_labels[i] == p.ref_labels[j];
-  for (int w = 0; w < p.words; ++w)
-    if (p.anchor_labels[i * p.words + w] & p.ref_labels[j * p.words + w]) return true;
-  return false;
-}
-
 __device__ __forceinline__ unsigned long long index_mask(const MiningTask& task) {
   return (1ull << task.index_bits) - 1;
 }
@@ -77,18 +55,9 @@ __device__ __forceinline__ unsigned long long key_of(const MiningTask& task, boo
 }  // namespace detail
 
 template <typename T, int TILE>
-struct MiningShape {
-  static constexpr int warps_down = 2, warps_across = TILE / 32, threads = 32 * warps_down * warps_across;
-  static constexpr int down = TILE / warps_down / 16, across = 4;  // 16×8 fragments of a warp
-  static constexpr int ld = detail::mining_slice + 4;              // fragments meet no bank conflict
-};
-
-template <typename T, int TILE>
-__global__ void __launch_bounds__(MiningShape<T, TILE>::threads) mine_tile(const __grid_constant__ MiningTask task) {
+__global__ void __launch_bounds__(TileShape<T, TILE>::threads) mine_tile(const __grid_constant__ MiningTask task) {
   using namespace detail;
-  using Shape = MiningShape<T, TILE>;
-  alignas(16) __shared__ T a_shared[2][TILE * Shape::ld];
-  alignas(16) __shared__ T b_shared[2][TILE * Shape::ld];
+  using Shape = TileShape<T, TILE>;
   __shared__ unsigned long long bound[2][TILE];
   __shared__ int count[2][TILE];
 
@@ -97,61 +66,12 @@ __global__ void __launch_bounds__(MiningShape<T, TILE>::threads) mine_tile(const
   // Neighbouring blocks take different anchors: an anchor's later tiles then find a bound to go by.
   const int row0 = static_cast<int>(blockIdx.x) % tiles_down * TILE;
   const int column0 = static_cast<int>(blockIdx.x) / tiles_down * TILE;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-  const int warp_row = warp / Shape::warps_across * (TILE / Shape::warps_down);
-  const int warp_column = warp % Shape::warps_across * 32;
+  const WarpPlace<T, TILE> warp;
+  const int g = warp.g, t = warp.t, warp_row = warp.row, warp_column = warp.column;
   for (int i = threadIdx.x; i < TILE; i += Shape::threads) bound[0][i] = bound[1][i] = 0, count[0][i] = count[1][i] = 0;
 
-  T sum[Shape::down][Shape::across][4] = {};
-  Rectangle<T, TILE, mining_slice, Shape::ld, Shape::threads> a_next, b_next;
-  const int slices = ceil_div(p.anchor.columns, mining_slice);
-  a_next.fetch(p.anchor, task.vectors[0], row0, 0);
-  b_next.fetch(p.ref, task.vectors[1], column0, 0);
-  a_next.put(a_shared[0], p.anchor, row0, 0);
-  b_next.put(b_shared[0], p.ref, column0, 0);
-  __syncthreads();
-  for (int s = 0; s < slices; ++s) {
-    const int k_next = (s + 1) * mining_slice;
-    if (s + 1 < slices) {
-      a_next.fetch(p.anchor, task.vectors[0], row0, k_next);
-      b_next.fetch(p.ref, task.vectors[1], column0, k_next);
-    }
-    const T* a = a_shared[s % 2];
-    const T* b = b_shared[s % 2];
-    // Tensor cores truncate fp32 sums: theirs are kept short, and added up rounded.
-    T part[Shape::down][Shape::across][4] = {};
-    auto& into = sizeof(T) == 4 ? part : sum;
-#pragma unroll
-    for (int k = 0; k < mining_slice; k += 8) {
-      Terms<T, 2> right[Shape::across];
-#pragma unroll
-      for (int j = 0; j < Shape::across; ++j)
-#pragma unroll
-        for (int i = 0; i < 2; ++i) right[j].set(i, b[(warp_column + 8 * j + g) * Shape::ld + k + t + 4 * i]);
-#pragma unroll
-      for (int d = 0; d < Shape::down; ++d) {
-        Terms<T, 4> left;
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          left.set(i, a[(warp_row + 16 * d + g + 8 * (i % 2)) * Shape::ld + k + t + 4 * (i / 2)]);
-#pragma unroll
-        for (int j = 0; j < Shape::across; ++j) multiply_add(into[d][j], left, right[j]);
-      }
-    }
-    if constexpr (sizeof(T) == 4) {
-#pragma unroll
-      for (int d = 0; d < Shape::down; ++d)
-#pragma unroll
-        for (int j = 0; j < Shape::across; ++j)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) sum[d][j][i] += part[d][j][i];
-    }
-    if (s + 1 < slices) {
-      a_next.put(a_shared[(s + 1) % 2], p.anchor, row0, k_next);
-      b_next.put(b_shared[(s + 1) % 2], p.ref, column0, k_next);
-    }
-    __syncthreads();
-  }
+  TileSums<T, TILE> sum = {};
+  pair_products(p, task.vectors, row0, column0, warp, sum);
 
   // From products to squared distances, and what each of the thread's pairs is: a bit for the fragment's number.
   const auto bit = [](int d, int j, int i) { return (d * Shape::across + j) * 4 + i; };
@@ -272,6 +192,40 @@ __global__ void read_keys(const __grid_constant__ MiningTask task, std::int64_t*
   index[i] = j;
   distance[i] = static_cast<T>(sqrt(exact));
   if (square) square[i] = key ? exact : bits_as<double>(infinity_bits);
+}
+
+// A number for the pair (i, j) that looks random: splitmix64's finaliser, as in csrc/cpu/mining.cpp.
+__device__ __forceinline__ unsigned long long pair_hash(unsigned long long seed, unsigned long long i,
+                                                        unsigned long long j) {
+  unsigned long long x = seed + i * 0x9e3779b97f4a7c15ull + j * 0xd1b54a32d192ed03ull;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+  return (x ^ (x >> 31)) >> 1;
+}
+
+// A warp per anchor: the negative of the least hash, ties to the lowest index, and its distance.
+template <typename T>
+__global__ void draw_negatives(const __grid_constant__ LabelledPairs pairs, unsigned long long seed,
+                               std::int64_t* index, T* distance) {
+  using namespace detail;
+  const int i = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
+  if (i >= pairs.anchor.rows) return;
+  const T* r_norms = static_cast<const T*>(pairs.ref_norms);
+  const bool alive = static_cast<const T*>(pairs.anchor_norms)[i] >= 0;
+  unsigned long long least = ~0ull;  // larger than any hash
+  int chosen = -1;
+  for (int j = lane; alive && j < pairs.ref.rows; j += 32) {
+    if (r_norms[j] < 0 || (pairs.exclude_diagonal && i == j) || share_a_label(pairs, i, j)) continue;
+    const unsigned long long hash = pair_hash(seed, i, j);
+    if (hash < least) least = hash, chosen = j;
+  }
+  for (int offset = 16; offset > 0; offset >>= 1) {
+    const unsigned long long hash = __shfl_xor_sync(~0u, least, offset);
+    const int other = __shfl_xor_sync(~0u, chosen, offset);
+    if (hash < least || (hash == least && other < chosen)) least = hash, chosen = other;
+  }
+  const double square = chosen < 0 ? 0.0 : warp_exact_square(pairs, i, chosen);
+  if (lane == 0) index[i] = chosen, distance[i] = static_cast<T>(sqrt(square));
 }
 
 // A warp per row: |x − shift|², −1 where it is not finite.

@@ -2,13 +2,12 @@
 //
 //   C = alpha · (A₀ B₀ + A₁ B₁) + beta · D + gamma · I,    A, B read as (x − mean).
 //
-// A block makes a TILE×TILE tile of C from slices 16 deep, the next slice on its way while one is multiplied.
+// A block makes a TILE×TILE tile of C, or of a share of its depth.
 #pragma once
 
-#include "detail/mma.cuh"
 #include "detail/portable.cuh"
 #include "detail/reduce.cuh"
-#include "detail/tile.cuh"
+#include "detail/tile_product.cuh"
 
 namespace xmodal::cuda {
 
@@ -24,8 +23,6 @@ struct ProductGroup {
 };
 
 namespace detail {
-
-constexpr int slice = 16;  // depth that is in shared memory at once
 
 __host__ __device__ inline int tiles_of(const Product& p, int tile) {
   const int down = ceil_div(p.rows, tile), across = ceil_div(p.columns, tile);
@@ -96,14 +93,6 @@ class Epilogue {
 
 }  // namespace detail
 
-template <typename T, int TILE>
-struct TileShape {
-  static constexpr int warps_down = 2, warps_across = TILE / 32, threads = 32 * warps_down * warps_across;
-  static constexpr int down = TILE / warps_down / 16, across = 4;  // 16×8 fragments of a warp
-  // Rows of a slice stored k by k, and of one stored row by row, lie so that fragments meet no bank conflict.
-  static constexpr int by_depth = TILE + (sizeof(T) == 4 ? 8 : 4), by_row = detail::slice + 4;
-};
-
 template <typename T, int TILE, Layout LAYOUT>
 __global__ void __launch_bounds__(TileShape<T, TILE>::threads) multiply(const __grid_constant__ ProductGroup group) {
   using namespace detail;
@@ -119,9 +108,7 @@ __global__ void __launch_bounds__(TileShape<T, TILE>::threads) multiply(const __
   const int problem = blockIdx.x / group.tiles, tile = blockIdx.x % group.tiles;
   const Place where = place(group, tile, TILE);
   const Product& p = group.product[where.product];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-  const int warp_row = warp / Shape::warps_across * (TILE / Shape::warps_down);
-  const int warp_column = warp % Shape::warps_across * 32;
+  const WarpPlace<T, TILE> warp;
 
   if (group.plan.active && *group.plan.active == 0) {  // the iteration has ended: hand its result on
     if (!group.plan.previous) return;
@@ -158,52 +145,8 @@ __global__ void __launch_bounds__(TileShape<T, TILE>::threads) multiply(const __
     b_next.put(b_shared[stage], p.b[term], b_by_depth ? k : where.column0, b_by_depth ? where.column0 : k);
   };
 
-  T sum[Shape::down][Shape::across][4] = {};
-  if (begin < end) {
-    fetch(begin);
-    put(begin);
-  }
-  __syncthreads();
-  for (int s = begin; s < end; ++s) {
-    if (s + 1 < end) fetch(s + 1);
-    const T* a = a_shared[(s - begin) % 2];
-    const T* b = b_shared[(s - begin) % 2];
-    // Tensor cores truncate fp32 sums: theirs are kept short, and added up rounded.
-    T part[Shape::down][Shape::across][4] = {};
-    auto& into = sizeof(T) == 4 ? part : sum;
-#pragma unroll
-    for (int k = 0; k < slice; k += 8) {
-      Terms<T, 2> right[Shape::across];
-#pragma unroll
-      for (int j = 0; j < Shape::across; ++j)
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int column = warp_column + 8 * j + g, at = k + t + 4 * i;
-          right[j].set(i, b_by_depth ? b[at * b_ld + column] : b[column * b_ld + at]);
-        }
-#pragma unroll
-      for (int d = 0; d < Shape::down; ++d) {
-        Terms<T, 4> left;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int row = warp_row + 16 * d + g + 8 * (i % 2), at = k + t + 4 * (i / 2);
-          left.set(i, a_by_depth ? a[at * a_ld + row] : a[row * a_ld + at]);
-        }
-#pragma unroll
-        for (int j = 0; j < Shape::across; ++j) multiply_add(into[d][j], left, right[j]);
-      }
-    }
-    if constexpr (sizeof(T) == 4) {
-#pragma unroll
-      for (int d = 0; d < Shape::down; ++d)
-#pragma unroll
-        for (int j = 0; j < Shape::across; ++j)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) sum[d][j][i] += part[d][j][i];
-    }
-    if (s + 1 < end) put(s + 1);
-    __syncthreads();
-  }
+  TileSums<T, TILE> sum = {};
+  multiply_slices<T, TILE, a_by_depth, b_by_depth>(begin, end, warp, a_shared, b_shared, sum, fetch, put);
 
   double moved = 0, size = 0;
   const Epilogue<T> epilogue(p, problem);
@@ -219,7 +162,8 @@ __global__ void __launch_bounds__(TileShape<T, TILE>::threads) multiply(const __
     for (int j = 0; j < Shape::across; ++j)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int in_row = warp_row + 16 * d + g + 8 * (i / 2), in_column = warp_column + 8 * j + 2 * t + i % 2;
+        const int in_row = warp.row + 16 * d + warp.g + 8 * (i / 2),
+                  in_column = warp.column + 8 * j + 2 * warp.t + i % 2;
         const int row = where.row0 + in_row, column = where.column0 + in_column;
         if (partial) {
           partial[in_row * TILE + in_column] = sum[d][j][i];

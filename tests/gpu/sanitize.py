@@ -7,8 +7,16 @@ from __future__ import annotations
 
 import torch
 
-from xmodal_ops import canonical_correlations, covariance, mine_triplets, trace_norm_loss, whiten
-from xmodal_ops.ops import _cuda_trace_norm
+from xmodal_ops import (
+    canonical_correlations,
+    covariance,
+    mine_triplets,
+    structure_preserving_loss,
+    trace_norm_loss,
+    triplet_margin_loss,
+    whiten,
+)
+from xmodal_ops.ops import _cuda_trace_norm, _cuda_triplets
 
 
 def main() -> None:
@@ -26,8 +34,13 @@ def main() -> None:
         for m, n, d in ((37, 53, 7), (300, 260, 40)):
             anchor, ref = (torch.randn(rows, d, device="cuda").to(dtype) for rows in (m, n))
             labels, ref_labels = (torch.randint(4, (rows,), device="cuda") for rows in (m, n))
-            for negative in ("hard", "semihard"):
+            for negative in ("hard", "semihard", "random"):
                 mine_triplets(anchor, labels, ref, ref_labels, negative=negative)
+            anchor.requires_grad_(), ref.requires_grad_()
+            structure_preserving_loss(anchor, ref, labels, ref_labels, margin=5.0).backward()
+            for enough in (4096, 16):
+                _cuda_triplets.IN_SHARED = enough
+                triplet_margin_loss(anchor, labels, ref, ref_labels, triplets="semihard").backward()
     t = 0.1 * torch.randn(300, 1500, device="cuda")  # tiles of 128 on the largest chips
     _cuda_trace_norm._cuda.products("tn", _cuda_trace_norm.Product(
         (_cuda_trace_norm.Term(t, t),), torch.empty(1500, 1500, device="cuda"), True), tile=128)  # fmt: skip

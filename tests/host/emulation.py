@@ -46,7 +46,7 @@ FLAGS = [
 def compiled(source: Path, *defines: str) -> Path:
     """The object file of a source, compiled again when it, a header or the flags have changed."""
     headers = [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cuh"), *HERE.glob("*.h")]
-    headers += source.parent.glob("*.cuh")
+    headers += source.parent.rglob("*.cuh")
     text = b"".join(path.read_bytes() for path in sorted([source, *headers]))
     key = hashlib.sha256(text + " ".join([str(source), *FLAGS, *defines]).encode()).hexdigest()[:16]
     target = BUILD / f"{source.stem}-{key}.o"
@@ -94,14 +94,16 @@ def module(replaced: dict[str, Path] | None = None) -> ModuleType:
 
 
 def mutant(name: str, kernel: str, text: str, replacement: str) -> dict[str, Path]:
-    """csrc/cuda/<kernel>.cu over a <kernel>.cuh in which one text is replaced, for `module`."""
-    folder = BUILD / name
-    folder.mkdir(parents=True, exist_ok=True)
-    original = (ROOT / "csrc" / "cuda" / f"{kernel}.cuh").read_text()
-    assert original.count(text) == 1, f"the text to be replaced occurs {original.count(text)} times"
-    (folder / f"{kernel}.cuh").write_text(original.replace(text, replacement))
+    """csrc/cuda/<kernel>.cu over its headers, in one of which one text is replaced, for `module`."""
+    original, folder, count = ROOT / "csrc" / "cuda", BUILD / name, 0
+    (folder / "detail").mkdir(parents=True, exist_ok=True)
+    for header in [original / f"{kernel}.cuh", *original.glob("detail/*.cuh")]:
+        content = header.read_text()
+        count += content.count(text)
+        (folder / header.relative_to(original)).write_text(content.replace(text, replacement))
+    assert count == 1, f"the text to be replaced occurs {count} times"
     source = folder / f"{kernel}.cu"
-    source.write_text((ROOT / "csrc" / "cuda" / f"{kernel}.cu").read_text() + f"// {name}\n")
+    source.write_text((original / f"{kernel}.cu").read_text() + f"// {name}\n")
     return {source.name: source}
 
 

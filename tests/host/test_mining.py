@@ -21,7 +21,10 @@ def check(data, exclude: bool = False, rules=RULES) -> None:
         )
         expected = brute_force(data, positive, negative, beyond, 0.5, exclude)
         assert p.tolist() == expected[0]
-        if negative != "random":
+        if negative == "random":
+            chosen = reference.mine_triplets(*data, positive, negative, beyond, 0.5, seed, exclude)[1]
+            assert n.tolist() == chosen.tolist()
+        else:
             assert n.tolist() == expected[1]
         square, same, other = expected[2:]
         assert torch.equal(n_pos, same.sum(1))

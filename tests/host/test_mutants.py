@@ -9,7 +9,7 @@ import pytest
 
 from . import emulation
 
-CHECK = """
+TRACE_NORM = """
 import sys
 import torch
 from tests.conftest import relative, views
@@ -33,16 +33,60 @@ print(worst)
 sys.exit(worst > 1e-9)
 """
 
+TRIPLETS = """
+import sys
+import torch
+from tests.conftest import relative
+from tests.host import emulation
+from tests.ops.triplet_data import batch
+from xmodal_ops.ops import _cuda, _cuda_mining, _cuda_triplets
+from xmodal_ops.reference import triplets
+
+_cuda.native = host = emulation.module(emulation.mutant(*sys.argv[1:]) if sys.argv[1:] else None)
+worst = 0.0
+for seed in range(3):
+    torch.manual_seed(seed)
+    host.seed(seed)
+    data = batch(70, 90, 33, 2)
+    loss = *data, None, 0.7, "semihard", False, True, True
+    results = _cuda_triplets.triplet_margin(*loss), triplets.triplet_margin(*loss)
+    loss = *data, 9.0, 0.3, True, True, True
+    results += _cuda_triplets.structure_preserving(*loss), triplets.structure_preserving(*loss)
+    rule = *data, "hard", "random", False, 0.0, torch.tensor(1), False
+    results += _cuda_mining.mine_triplets(*rule), triplets.mine_triplets(*rule)
+    errors = [relative(a, e) for pair in zip(results[::2], results[1::2]) for a, e in zip(*pair)]
+    worst = max(worst, *(1.0 if e != e else e for e in errors))
+print(worst)
+sys.exit(worst > 1e-9)
+"""
+
+SLICES = ("if (s + 1 < end) put(s + 1);\n    __syncthreads();", "if (s + 1 < end) put(s + 1);")
 MUTANTS = {
-    "the slices' barrier missing": ("products", "put(s + 1);\n    __syncthreads();", "put(s + 1);"),
-    "a group's barrier missing": ("rotations", "[i % task.length];\n  __syncthreads();", "[i % task.length];"),
-    "one column too few eliminated": ("trace_norm", "c <= row; c += 32", "c < row; c += 32"),
+    "whole kernels of the trace norm": (TRACE_NORM,),
+    "the slices' barrier missing": (TRACE_NORM, "products", *SLICES),
+    "a group's barrier missing": (
+        TRACE_NORM,
+        "rotations",
+        "[i % task.length];\n  __syncthreads();",
+        "[i % task.length];",
+    ),
+    "one column too few eliminated": (TRACE_NORM, "trace_norm", "c <= row; c += 32", "c < row; c += 32"),
+    "whole kernels of triplets": (TRIPLETS,),
+    "the slices' barrier missing in mining": (TRIPLETS, "mining", *SLICES),
+    "a key's place off by one": (TRIPLETS, "triplets", "length = count - 1", "length = count - 2"),
+    "the sort's barrier missing": (
+        TRIPLETS,
+        "triplets",
+        "x[i] = high, x[i + step] = low;\n      }\n      __syncthreads();",
+        "x[i] = high, x[i + step] = low;\n      }",
+    ),
 }
 
 
-@pytest.mark.parametrize("name", [None, *MUTANTS])
+@pytest.mark.parametrize("name", MUTANTS)
 def test_only_the_whole_kernels_pass(name):
-    arguments = [name.replace(" ", "_").replace("'", ""), *MUTANTS[name]] if name else []
-    done = subprocess.run([sys.executable, "-c", CHECK, *arguments], capture_output=True, text=True, cwd=emulation.ROOT)
+    check, *change = MUTANTS[name]
+    arguments = [name.replace(" ", "_").replace("'", ""), *change] if change else []
+    done = subprocess.run([sys.executable, "-c", check, *arguments], capture_output=True, text=True, cwd=emulation.ROOT)
     assert "AssertionError" not in done.stderr, done.stderr
-    assert (done.returncode == 0) == (name is None), done.stdout + done.stderr
+    assert (done.returncode == 0) == name.startswith("whole"), done.stdout + done.stderr

@@ -77,6 +77,15 @@ def test_two_terms_addend_and_diagonal(dtype):
         assert relative(out, expected) < ACCURACY[dtype]
 
 
+@pytest.mark.parametrize("depth", [30, 600])
+def test_added_up_in_place(depth):
+    a, b = stored("tn", 40, 30, depth, F32)
+    start = torch.randn(40, 30)
+    out = start.clone()
+    products("tn", Product((Term(a, b),), out, alpha=-1.0, beta=1.0, add=out))
+    assert relative(out, start.double() - exact("tn", a, b)) < ACCURACY[F32]
+
+
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("tile", [64, 128])
 def test_symmetric_results_are_so_to_the_bit(dtype, tile):

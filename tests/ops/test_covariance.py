@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from tests.conftest import relative, views
 from xmodal_ops import covariance
+from xmodal_ops.reference import covariance as reference
 from xmodal_ops.reference.covariance import gram
 
 
@@ -38,6 +43,77 @@ def test_large_means_cost_no_digits(offset):
     exact, single = covariance(x.double(), y.double()), covariance(x, y)
     for a, b in zip(single, exact):
         assert relative(a, b) < 3e-6
+
+
+# One thread and several; rows shared out, and for the widest the blocks of products; odd widths, long sums.
+NATIVE = [(2, 1, 1), (257, 33, 17), (700, 96, 5), (3000, 130, 131), (60000, 20, 3), (300, 700, 400)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("m", "dx", "dy"), NATIVE)
+def test_native_and_portable_agree(m, dx, dy, dtype):
+    wide = views(m, dx, dy)
+    x, y = (torch.cat([v + 3, v], 1).to(dtype)[:, : v.shape[1]] for v in wide)  # rows apart
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-6
+    for second in (y, None):
+        single = torch.ops.xmodal.covariance(x, second, 0.5, 0.25)
+        exact = reference.covariance(x.double(), None if second is None else y.double(), 0.5, 0.25)
+        for a, b in zip(single, exact):
+            assert a.dtype == dtype and (b is None or relative(a, b) < tolerance)
+        grads = [torch.randn_like(t) for t in single]
+        gx, gy = torch.ops.xmodal.covariance_backward(x, second, *grads)
+        wider = (None if second is None and t.numel() == 0 else t.double() for t in grads)
+        bx, by = reference.covariance_backward(
+            x.double(), None if second is None else y.double(), reference.Covariance(*wider)
+        )
+        assert relative(gx, bx) < tolerance
+        assert gy.numel() == 0 if by is None else relative(gy, by) < tolerance
+
+
+def test_threads_share_the_work():
+    threads = torch.get_num_threads()
+    try:
+        for m, d in ((5000, 90), (400, 1100)):
+            x, y = views(m, d, d, torch.float32)
+            results = []
+            for count in (1, 3):
+                torch.set_num_threads(count)
+                results.append(torch.ops.xmodal.covariance(x, y, 0.0, 0.0))
+                again = torch.ops.xmodal.covariance(x, y, 0.0, 0.0)
+                assert all(torch.equal(a, b) for a, b in zip(results[-1], again))
+            assert all(relative(a, b) < 1e-6 for a, b in zip(*results))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("instructions", ["baseline", "avx2"])
+def test_every_instruction_set(instructions):
+    program = """
+import torch, xmodal_ops
+from xmodal_ops.reference import covariance as reference
+torch.manual_seed(0)
+x, y = torch.randn(300, 45, dtype=torch.float64), torch.randn(300, 21, dtype=torch.float64)
+for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 2e-6)):
+    near = lambda a, b: torch.allclose(a.double(), b, rtol=0, atol=tolerance)
+    native = torch.ops.xmodal.covariance(x.to(dtype), y.to(dtype), 0.0, 0.0)
+    assert all(map(near, native, reference.covariance(x, y, 0.0, 0.0)))
+    grads = torch.ops.xmodal.covariance_backward(x.to(dtype), y.to(dtype), *native)
+    exact = reference.covariance_backward(x, y, reference.Covariance(*(t.double() for t in native)))
+    assert all(map(near, grads, exact))
+print(xmodal_ops._C.instruction_set())
+"""
+    environment = {**os.environ, "XMODAL_CPU_SET": instructions}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in ("baseline", instructions)
+
+
+def test_nan_stays_in_its_columns():
+    x, y = views(50, 4, 3)
+    x[7, 2] = torch.nan
+    s = covariance(x, y)
+    assert s.xx.isnan()[2].all() and s.xx.isnan()[:, 2].all() and s.xy.isnan()[2].all()
+    assert s.xx.isnan().sum() == 7 and s.xy.isnan().sum() == 3 and not s.yy.isnan().any()
 
 
 def test_gram_leaves_nothing_out():

@@ -1,5 +1,6 @@
 """Training of DCCA: run directories, resuming, early stopping, seeds."""
 
+import copy
 import csv
 import json
 from dataclasses import replace
@@ -235,3 +236,16 @@ def test_devices_and_runs_that_are_not_there(tiny, tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"cannot read .*config.json"):
         load_run(tmp_path)
+
+
+def test_refit_trains_on_both_splits_to_the_chosen_epoch(tiny, tmp_path):
+    result = train_dcca(tiny, replace(CONFIG, refit=True), tmp_path, device="cpu")
+    plain = train_dcca(tiny, CONFIG, tmp_path / "plain", device="cpu")
+    assert [epoch["loss"] for epoch in result.history] == [epoch["loss"] for epoch in plain.history]
+    assert result.best_epoch == plain.best_epoch
+    assert not same(result.model, plain.model)
+    again = torch.load(tmp_path / "refit" / "last.ckpt", weights_only=True)
+    assert again["epoch"] == result.best_epoch - 1
+    whole = tiny.with_validation().train
+    assert len(whole) == len(tiny.train) + len(tiny.validation)
+    assert same(copy.deepcopy(result.model).fit_cca(whole.image, whole.text), result.model)

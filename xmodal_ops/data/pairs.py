@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -140,3 +140,7 @@ class PairData:
                 row = int((pairs.labels >= len(self.classes)).nonzero()[0])
                 got = int(pairs.labels[row])
                 raise DataError(f"{split} labels must lie in 0..{len(self.classes) - 1}, got {got} in row {row}")
+
+    def with_validation(self) -> PairData:
+        """The same with the validation pairs among the training pairs too: for a last fit, once all is chosen."""
+        return replace(self, train=PairSet.concatenate(self.train, self.validation))

@@ -1,4 +1,4 @@
-"""Triplet mining by the CUDA kernels."""
+"""Triplet mining by the CUDA kernels, and what they share with those of the losses."""
 
 from __future__ import annotations
 
@@ -7,9 +7,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference import triplets as portable
+from ..reference.triplets import accumulation_dtype
 from . import _cuda
 from ._cuda import address, choose_tile, column_means, matrix, processors, rows, stream
+
+
+class LabelledPairs:
+    """Two sets of rows and their labels as the kernels take them; holds the tensors that they point to."""
+
+    def __init__(
+        self,
+        anchor: Tensor,
+        ref: Tensor,
+        anchor_labels: Tensor,
+        ref_labels: Tensor,
+        exclude_diagonal: bool,
+        shift: Tensor,
+    ) -> None:
+        self.anchor, self.ref, self.shift = anchor, ref, shift
+        self.dtype = shift.dtype
+        self.wide = self.dtype == torch.float64
+        self.stream = stream(anchor)
+        self.labels = anchor_labels.contiguous(), ref_labels.contiguous()
+        self.anchor_norms, self.ref_norms = (x.new_empty(x.shape[0], dtype=self.dtype) for x in (anchor, ref))
+        views = matrix(anchor, shift), matrix(ref, shift)
+        for view, norms in zip(views, (self.anchor_norms, self.ref_norms)):
+            _cuda.native.cuda_squared_norms(view, self.wide, norms.data_ptr(), self.stream)
+        self.native = _cuda.native.LabelledPairs(
+            *views,
+            self.anchor_norms.data_ptr(),
+            self.ref_norms.data_ptr(),
+            *(labels.data_ptr() for labels in self.labels),
+            0 if anchor_labels.ndim == 1 else anchor_labels.shape[1],
+            exclude_diagonal,
+        )
 
 
 def mine_triplets(
@@ -25,32 +56,14 @@ def mine_triplets(
     exclude_diagonal: bool,
 ) -> tuple[Tensor, ...]:
     """Seven launches; semihard negatives, which need to know the positives, take a second pass over the tiles."""
-    options = positive, negative, beyond_hardest, margin, seed, exclude_diagonal
-    if negative == "random":
-        return portable.mine_triplets(anchor, ref, anchor_labels, ref_labels, *options)
     anchor, ref = rows(anchor), rows(ref)
-    anchor_labels, ref_labels = anchor_labels.contiguous(), ref_labels.contiguous()
     m, n = anchor.shape[0], ref.shape[0]
-    dtype = portable.accumulation_dtype(anchor)
-    wide = dtype == torch.float64
     # Any one shift leaves distances as they are; with about the mean less is lost in |a|² + |r|² − 2 a·r.
     # Where that is not finite, none.
-    (shift,) = column_means(ref, dtype=dtype)
+    (shift,) = column_means(ref, dtype=accumulation_dtype(anchor))
     shift = shift.nan_to_num_(0.0, 0.0, 0.0)
-    anchor_norms, ref_norms = (x.new_empty(x.shape[0], dtype=dtype) for x in (anchor, ref))
-    views = matrix(anchor, shift), matrix(ref, shift)
-    for view, norms in zip(views, (anchor_norms, ref_norms)):
-        _cuda.native.cuda_squared_norms(view, wide, norms.data_ptr(), stream(anchor))
-    pairs = _cuda.native.LabelledPairs(
-        *views,
-        anchor_norms.data_ptr(),
-        ref_norms.data_ptr(),
-        anchor_labels.data_ptr(),
-        ref_labels.data_ptr(),
-        0 if anchor_labels.ndim == 1 else anchor_labels.shape[1],
-        exclude_diagonal,
-    )
-    tile = choose_tile([((m, n), False)], wide, processors(anchor))
+    pairs = LabelledPairs(anchor, ref, anchor_labels, ref_labels, exclude_diagonal, shift)
+    tile = choose_tile([((m, n), False)], pairs.wide, processors(anchor))
     counts = torch.zeros(2, m, dtype=torch.int32, device=anchor.device)
 
     def look(*choices: tuple[bool, bool], floor: Tensor | None = None, count: bool = False) -> list[Any]:
@@ -60,17 +73,24 @@ def mine_triplets(
             _cuda.native.Choice(*c, address(floor), *(s.data_ptr() for s in part)) for c, part in zip(choices, state)
         ]
         counted = counts.data_ptr() if count else 0
-        _cuda.native.cuda_mine(pairs, made, counted, wide, tile, stream(anchor))
+        _cuda.native.cuda_mine(pairs.native, made, counted, pairs.wide, tile, pairs.stream)
         results = []
         for choice in made:
             index = torch.empty(m, dtype=torch.int64, device=anchor.device)
-            distance, square = anchor.new_empty(m, dtype=dtype), anchor.new_empty(m, dtype=torch.float64)
+            distance, square = anchor.new_empty(m, dtype=pairs.dtype), anchor.new_empty(m, dtype=torch.float64)
             targets = index.data_ptr(), distance.data_ptr(), square.data_ptr()
-            _cuda.native.cuda_mined(pairs, choice, *targets, wide, stream(anchor))
+            _cuda.native.cuda_mined(pairs.native, choice, *targets, pairs.wide, pairs.stream)
             results.append((index, distance, square))
         return results
 
     first = (True, positive == "hard")
+    if negative == "random":
+        assert seed is not None
+        ((index, distance, _),) = look(first, count=True)
+        found_index, found_distance = torch.empty_like(index), torch.empty_like(distance)
+        targets = found_index.data_ptr(), found_distance.data_ptr()
+        _cuda.native.cuda_draw_negatives(pairs.native, int(seed), *targets, pairs.wide, pairs.stream)
+        return index, found_index, distance, found_distance, *counts.long().unbind()
     if negative != "semihard":
         chosen, found = look(first, (False, negative == "easy"), count=True)
         return chosen[0], found[0], chosen[1], found[1], *counts.long().unbind()

@@ -70,19 +70,6 @@ def diagonal(exclude_diagonal: bool | None, one_set: bool, anchor: Tensor, ref: 
     return one_set if exclude_diagonal is None else exclude_diagonal
 
 
-def _shift(anchor: Tensor, ref: Tensor) -> Tensor:
-    """About the mean row, which distances do not depend on: less is then lost in |a|² + |r|² − 2 a·r.
-
-    A multiple of a power of two, some half or quarter of the spread: integers stay exact. Where a row is not
-    finite any shift will do.
-    """
-    m, n = anchor.shape[0], ref.shape[0]
-    mean = (anchor.sum(0, dtype=torch.float64) + ref.sum(0, dtype=torch.float64)) / (m + n)
-    spread = (anchor.var(0, correction=0).mean() + ref.var(0, correction=0).mean()).sqrt()
-    step = torch.ldexp(torch.ones((), dtype=torch.float64), torch.frexp(spread).exponent - 2)
-    return ((mean / step).round() * step).nan_to_num(0.0, 0.0, 0.0).to(anchor.dtype)
-
-
 class NativePairs:
     """Arguments of the native kernels; holds the tensors that they point to."""
 
@@ -99,14 +86,12 @@ class NativePairs:
         dtype = accumulation_dtype(anchor)
         anchor, ref = anchor.detach().to(dtype).contiguous(), ref.detach().to(dtype).contiguous()
         (m, d), n = anchor.shape, ref.shape[0]
-        shift = _shift(anchor, ref)
         anchor_labels, ref_labels = anchor_labels.contiguous(), ref_labels.contiguous()
         # A thread costs some 20 µs to start: below a few million multiplications each, fewer are faster.
         threads = max(1, min(torch.get_num_threads(), m * n * d >> 22, m // 8))
         self.pairs = _C.Pairs(
             anchor=anchor.data_ptr(),
             ref=ref.data_ptr(),
-            shift=shift.data_ptr(),
             anchor_labels=anchor_labels.data_ptr(),
             ref_labels=ref_labels.data_ptr(),
             m=m,
@@ -120,7 +105,7 @@ class NativePairs:
         workspace = torch.empty(self.pairs.workspace_size(weights), dtype=torch.uint8)
         self.pairs.set_workspace(workspace.data_ptr())
         self.dtype = dtype
-        self.held = anchor, ref, shift, anchor_labels, ref_labels, workspace
+        self.held = anchor, ref, anchor_labels, ref_labels, workspace
 
     def gradients(self, need_anchor: bool, need_ref: bool) -> tuple[Tensor, Tensor]:
         """Room for the gradients, empty where not needed (the address is then 0)."""

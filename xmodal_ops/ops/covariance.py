@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .. import _checks
+from .. import _C, _checks
 from ..reference import covariance as reference
 from ..reference.covariance import Covariance, accumulation_type
-from ._library import define, full_precision
+from ._library import define, full_precision, implement
 
 __all__ = ["Covariance", "covariance"]
 
@@ -22,7 +22,8 @@ def _forward(x: Tensor, y: Tensor | None, rx: float, ry: float) -> tuple[Tensor,
     return tuple(s.xx.new_empty(0) if t is None else t for t in s)
 
 
-def _forward_fake(x: Tensor, y: Tensor | None, rx: float, ry: float) -> tuple[Tensor, ...]:
+def _results(x: Tensor, y: Tensor | None, rx: float, ry: float) -> tuple[Tensor, ...]:
+    """Room for the results; empty for those of a view that is not there."""
     dx, dtype = x.shape[1], accumulation_type(x.dtype)
     shapes: tuple[tuple[int, ...], ...] = (dx, dx), (0,), (0,), (dx,), (0,)
     if y is not None:
@@ -45,7 +46,7 @@ def _backward_fake(x: Tensor, y: Tensor | None, *grads: Tensor) -> tuple[Tensor,
 define(
     "covariance(Tensor x, Tensor? y, float rx, float ry) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
-    _forward_fake,
+    _results,
 )
 define(
     "covariance_backward(Tensor x, Tensor? y, Tensor gxx, Tensor gxy, Tensor gyy, Tensor gmx, Tensor gmy)"
@@ -53,6 +54,65 @@ define(
     _backward,
     _backward_fake,
 )
+
+
+class _NativeViews:
+    """Arguments of the native kernels; holds the tensors that they point to."""
+
+    def __init__(self, x: Tensor, y: Tensor | None, backward: bool) -> None:
+        self.dtype = accumulation_type(x.dtype)
+        kept = [v.detach().to(self.dtype) for v in (x, y) if v is not None]
+        kept = [v if v.stride(1) == 1 else v.contiguous() for v in kept]
+        first, second = kept[0], kept[1] if len(kept) > 1 else None
+        self.views = _C.Views(
+            x=first.data_ptr(),
+            y=0 if second is None else second.data_ptr(),
+            m=first.shape[0],
+            dx=first.shape[1],
+            dy=0 if second is None else second.shape[1],
+            x_stride=first.stride(0),
+            y_stride=0 if second is None else second.stride(0),
+            wide=self.dtype == torch.float64,
+            threads=torch.get_num_threads(),
+        )
+        workspace = torch.empty(self.views.workspace_size(backward), dtype=torch.uint8)
+        self.views.set_workspace(workspace.data_ptr())
+        self.held = kept, workspace
+
+
+def _cpu(x: Tensor, y: Tensor | None, rx: float, ry: float) -> tuple[Tensor, ...]:
+    native = _NativeViews(x, y, backward=False)
+    results = _results(x, y, rx, ry)
+    _C.covariance_cpu(native.views, rx, ry, *(r.data_ptr() for r in results))
+    return results
+
+
+def _cpu_backward(
+    x: Tensor, y: Tensor | None, gxx: Tensor, gxy: Tensor, gyy: Tensor, gmx: Tensor, gmy: Tensor
+) -> tuple[Tensor, Tensor]:
+    native, m = _NativeViews(x, y, backward=True), x.shape[0]
+    weights, offset = gxx + gxx.mT, gmx
+    if y is not None:
+        weights = torch.cat([torch.cat([weights, gxy], 1), torch.cat([gxy.mT, gyy + gyy.mT], 1)])
+        offset = torch.cat([gmx, gmy])
+    weights, offset = weights.div_(m - 1), offset / m
+    gx, gy = torch.empty(x.shape, dtype=native.dtype), torch.empty((0,) if y is None else y.shape, dtype=native.dtype)
+    _C.covariance_backward_cpu(native.views, *(t.data_ptr() for t in (weights, offset, gx, gy)))
+    return gx.to(x.dtype), gy.to(x.dtype)
+
+
+def native(x: Tensor, y: Tensor, rx: float, ry: float) -> Covariance:
+    """The native kernels in the form of the reference, for `Products`."""
+    return Covariance(*_cpu(x, y, rx, ry))
+
+
+def native_backward(x: Tensor, y: Tensor, grad: Covariance) -> tuple[Tensor, Tensor]:
+    assert grad.xy is not None and grad.yy is not None and grad.mean_y is not None
+    return _cpu_backward(x, y, grad.xx, grad.xy, grad.yy, grad.mean_x, grad.mean_y)
+
+
+implement("covariance", _cpu, "CPU", "C++")
+implement("covariance_backward", _cpu_backward, "CPU", "C++")
 
 
 class _Covariance(torch.autograd.Function):

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from .. import _C, _checks
 from ..reference import trace_norm as reference
 from ._library import define, full_precision, implement
+from .covariance import native, native_backward
 
 
 def _fake(x: Tensor, y: Tensor, rx: float, ry: float, top_k: int, need_x: bool, need_y: bool) -> tuple[Tensor, ...]:
@@ -26,6 +27,8 @@ define(
     _fake,
 )
 
+_NATIVE = reference.Products(native, native_backward)
+
 # Up to this dimension of both views the native code beats torch's LAPACK; measured by bench/trace_norm.py.
 _NATIVE_MAX_DIM = _C.TRACE_NORM_MAX_DIM
 
@@ -38,7 +41,7 @@ def _cpu(
         value, gx, gy = _cpu(x.float(), y.float(), rx, ry, top_k, need_x, need_y)
         return value, gx.to(x.dtype), gy.to(y.dtype)
     if max(dx, dy) > _NATIVE_MAX_DIM or m <= max(dx, dy) or top_k < min(dx, dy):
-        return reference.trace_norm(x, y, rx, ry, top_k, need_x, need_y)
+        return reference.trace_norm(x, y, rx, ry, top_k, need_x, need_y, _NATIVE)
     x = x if x.stride(-1) == 1 else x.contiguous()
     y = y if y.stride(-1) == 1 else y.contiguous()
     problems, threads = x.shape[0] if x.ndim == 3 else 1, torch.get_num_threads()
@@ -68,16 +71,16 @@ def _cpu(
     )
     if not served:
         if x.ndim == 2:
-            return reference.trace_norm(x, y, rx, ry, top_k, need_x, need_y)
+            return reference.trace_norm(x, y, rx, ry, top_k, need_x, need_y, _NATIVE)
         for i in value.isnan().nonzero()[:, 0].tolist():
-            results = reference.trace_norm(x[i], y[i], rx, ry, top_k, need_x, need_y)
+            results = reference.trace_norm(x[i], y[i], rx, ry, top_k, need_x, need_y, _NATIVE)
             for whole, part, needed in zip((value, gx, gy), results, (True, need_x, need_y)):
                 if needed:
                     whole[i] = part
     return value.to(x.dtype), gx, gy
 
 
-implement("trace_norm", _cpu, "CPU", "C++ to d = 256, torch")
+implement("trace_norm", _cpu, "CPU", "C++ to d = 256, C++ and torch")
 
 
 class _TraceNorm(torch.autograd.Function):

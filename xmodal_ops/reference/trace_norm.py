@@ -19,13 +19,14 @@ which is the primal formula after its cancelling terms are taken out: in fp32 it
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .covariance import Covariance, accumulation_type, center, gram, ridged
+from .covariance import Covariance, accumulation_type, center, covariance, covariance_backward, gram, ridged
 
 _solve = torch.linalg.solve_triangular
 
@@ -33,6 +34,16 @@ _solve = torch.linalg.solve_triangular
 _TOLERANCE = 1e-3
 # Keeps 0/0 out of directions that a mask drops.
 _TINY = 1e-30
+
+
+class Products(NamedTuple):
+    """How the work that grows with the rows is done: the covariances, and the gradient by them."""
+
+    covariance: Callable[[Tensor, Tensor, float, float], Covariance] = covariance
+    backward: Callable[[Tensor, Tensor, Covariance], tuple[Tensor, Tensor | None]] = covariance_backward
+
+
+_TORCH = Products()
 
 
 class Adjoints(NamedTuple):
@@ -192,7 +203,14 @@ def _gap_error(sigma: Tensor, weights: Tensor) -> float:
 
 
 def correlations(
-    x: Tensor, y: Tensor, rx: float, ry: float, weights: Tensor, need_x: bool, need_y: bool
+    x: Tensor,
+    y: Tensor,
+    rx: float,
+    ry: float,
+    weights: Tensor,
+    need_x: bool,
+    need_y: bool,
+    products: Products = _TORCH,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """All singular values, and the gradients of Σ wᵢ σᵢ over the leading len(weights) of them.
 
@@ -201,36 +219,37 @@ def correlations(
     """
     if x.dtype in (torch.float16, torch.bfloat16):
         wide = accumulation_type(x.dtype)
-        sigma, gx, gy = correlations(x.to(wide), y.to(wide), rx, ry, weights, need_x, need_y)
+        sigma, gx, gy = correlations(x.to(wide), y.to(wide), rx, ry, weights, need_x, need_y, products)
         return sigma, None if gx is None else gx.to(x.dtype), None if gy is None else gy.to(y.dtype)
-    result, error = _attempt(x, y, rx, ry, weights, need_x, need_y)
+    result, error = _attempt(x, y, rx, ry, weights, need_x, need_y, products)
     # The reversed comparison sends NaN, too, to fp64, which may overflow less.
     if x.dtype == torch.float32 and not error < _TOLERANCE:
-        wide_result, _ = _attempt(x.double(), y.double(), rx, ry, weights, need_x, need_y)
+        wide_result, _ = _attempt(x.double(), y.double(), rx, ry, weights, need_x, need_y, products)
         result = tuple(None if t is None else t.float() for t in wide_result)  # type: ignore[assignment]
     return result
 
 
 def _attempt(
-    x: Tensor, y: Tensor, rx: float, ry: float, weights: Tensor, need_x: bool, need_y: bool
+    x: Tensor, y: Tensor, rx: float, ry: float, weights: Tensor, need_x: bool, need_y: bool, products: Products
 ) -> tuple[tuple[Tensor, Tensor | None, Tensor | None], float]:
     m, dx, dy = x.shape[0], x.shape[1], y.shape[1]
-    (xc, _), (yc, _) = center(x), center(y)
-    scale = 1.0 / (m - 1)
     if m > max(dx, dy):
-        lx = cholesky(ridged(gram(xc).mul_(scale), rx))
-        ly = cholesky(ridged(gram(yc).mul_(scale), ry))
+        s = products.covariance(x, y, rx, ry)
+        assert s.xy is not None and s.yy is not None and s.mean_y is not None
+        lx, ly = cholesky(s.xx), cholesky(s.yy)
         error = max(cholesky_error(lx), cholesky_error(ly))
         if x.dtype == torch.float32 and not error < _TOLERANCE:
             return (x, None, None), error  # not worth finishing
-        a = _adjoints(lx, (xc.mT @ yc).mul_(scale), ly, weights)
+        a = _adjoints(lx, s.xy, ly, weights)
         error = max(error, _gap_error(a.sigma, weights))
-        gx = torch.addmm(xc @ a.xx, yc, a.xy.mT, beta=2 * scale, alpha=scale) if need_x else None
-        gy = torch.addmm(yc @ a.yy, xc, a.xy, beta=2 * scale, alpha=scale) if need_y else None
-        return (a.sigma, gx, gy), error
+        if not (need_x or need_y):
+            return (a.sigma, None, None), error
+        nothing = torch.zeros_like(s.mean_x), torch.zeros_like(s.mean_y)
+        of_x, of_y = products.backward(x, y, Covariance(a.xx, a.xy, a.yy, *nothing))
+        return (a.sigma, of_x if need_x else None, of_y if need_y else None), error
     if x.dtype == torch.float32 and (m > dx or m > dy):
         return (x, None, None), float("inf")  # the primal view's gradient is what the dual one's terms leave over
-    vx, vy = _View(xc, rx), _View(yc, ry)
+    vx, vy = _View(center(x)[0], rx), _View(center(y)[0], ry)
     if not (vx.finite and vy.finite):
         nan = torch.nan
         return (x.new_full((min(dx, dy),), nan), torch.full_like(x, nan), torch.full_like(y, nan)), float("inf")
@@ -244,13 +263,21 @@ def _attempt(
 
 
 def trace_norm(
-    x: Tensor, y: Tensor, rx: float, ry: float, top_k: int, need_x: bool, need_y: bool
+    x: Tensor,
+    y: Tensor,
+    rx: float,
+    ry: float,
+    top_k: int,
+    need_x: bool,
+    need_y: bool,
+    products: Products = _TORCH,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Σ of the leading k canonical correlations, and its gradients, empty where none is needed; of each of a batch."""
     if x.ndim == 3:
-        return each_problem(trace_norm, x, y, rx, ry, top_k, need_x, need_y)
+        one = functools.partial(trace_norm, products=products)
+        return each_problem(one, x, y, rx, ry, top_k, need_x, need_y)
     ones = torch.ones(top_k, dtype=accumulation_type(x.dtype), device=x.device)
-    sigma, gx, gy = correlations(x, y, rx, ry, ones, need_x, need_y)
+    sigma, gx, gy = correlations(x, y, rx, ry, ones, need_x, need_y, products)
     return sigma[:top_k].sum(), x.new_empty(0) if gx is None else gx, y.new_empty(0) if gy is None else gy
 
 

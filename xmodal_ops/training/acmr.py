@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from .. import retrieval
-from ..data import PairData, PairSet
+from ..data import PairData
 from ..models import ACMR
 from ..models.branches import build
 from ..models.projector import Projector
 from . import report
 from .acmr_config import ACMRConfig, absent_classes, label_kind, projector_specs
-from .dcca import fit, weights_of
+from .dcca import fit, fit_again, weights_of
 from .evaluation import embed, finish
 from .run import RunDirectory, UserError, check_shapes, pick_device
 
@@ -87,19 +87,11 @@ def train_acmr(
 
     history, best_epoch = fit(make, len(data.train), config, run, place, resume, console)
     if config.refit:
-        # The same schedule to the same epoch, now without a split to choose by.
-        second = RunDirectory(run.path / "refit")
-        second.prepare()
-        again = resume and second.last.exists()
-        if not again:
-            second.clear()
         torch.manual_seed(config.seed)
-        model = new_model(run.read_config())
-        data = replace(data, train=PairSet.concatenate(data.train, data.validation))
+        model, data = new_model(run.read_config()), data.with_validation()
         fit_features(model, data)
-        whole = replace(config, patience=0)
-        fit(make, len(data.train), whole, second, place, again, console, best_epoch)
-        model.load_state_dict(weights_of(second.last))
+        fit_again(make, len(data.train), config, run, place, resume, console, best_epoch)
+        model.load_state_dict(weights_of(run.refit.last))
     else:
         model.load_state_dict(weights_of(run.best))
     model.to(place)

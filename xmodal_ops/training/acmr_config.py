@@ -38,8 +38,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "weight_decay": 0.5, "schedule": "one_cycle", "mixup": 1.0, "epochs": 30, "patience": 0, "refit": True,
     },
     "best wikipedia": {
-        "image_features": "kernel", "image_hidden": (), "text_features": "chi2", "text_input_dropout": 0.1,
-        "dim": 512, "label_dropout": 0.7, "learning_rate": 5e-4, "epochs": 20,
+        "image_features": "kernel", "image_hidden": (), "text_features": "kernel", "text_hidden": (),
+        "dim": 512, "label_dropout": 0.7, "learning_rate": 5e-4, "mixup": 0.4, "epochs": 20,
     },
     "best glyphs": {
         "dim": 128, "text_hidden": (512,), "image_features": "none", "text_features": "none", "text_dropout": 0.2,

@@ -38,9 +38,10 @@ def benchmark(
     """Figures of :data:`MODELS`, or some of them, on the test split; data without labels have only two of them.
 
     What there is to choose, parameters of baselines and epochs of models, is chosen by ``monitor`` on the validation
-    split. Baselines have no seeds but the forest's, 0; DCCA and ACMR are means over ``seeds``, with deviations. Run
-    directories of the models go into ``output``. Returns plain data for JSON: ``protocol``, ``models`` with figures
-    as :func:`retrieval.evaluate` names them, and ``chosen`` and ``seconds`` by model.
+    split. Where ACMR then takes its pairs for training too (``refit``), all do. Baselines have no seeds but the
+    forest's, 0; DCCA and ACMR are means over ``seeds``, with deviations. Run directories of the models go into
+    ``output``. Returns plain data for JSON: ``protocol``, ``models`` with figures as :func:`retrieval.evaluate` names
+    them, and ``chosen`` and ``seconds`` by model.
     """
     unlabelled = data.train.labels is None
     models = tuple(models) if models else UNLABELLED if unlabelled else MODELS
@@ -50,6 +51,7 @@ def benchmark(
         raise UserError(f"{needs[0]} needs labels, and {data.name} has none")
     if unlabelled and monitor == "map_all":
         monitor = "mrr"  # without labels the same figure
+    game = replace(acmr or ACMRConfig.preset("best", data.name), monitor=monitor)
     results: dict[str, Any] = {}
     chosen: dict[str, Any] = {}
     seconds: dict[str, float] = {}
@@ -57,10 +59,10 @@ def benchmark(
         on_model(name)
         started = time.perf_counter()
         if name == "linear_cca":
-            model = select_linear_cca(data, monitor)
+            model = select_linear_cca(data, monitor, refit=game.refit)
             results[name], chosen[name] = evaluate(model, data.test), model.get_params()
         elif name == "dcca":
-            config = replace(dcca or DCCAConfig.preset(data.name), monitor=monitor)
+            config = replace(dcca or DCCAConfig.preset(data.name), monitor=monitor, refit=game.refit)
             runs = [
                 train_dcca(data, replace(config, seed=seed), Path(output) / name / f"seed-{seed}", source=source,
                            device=device)
@@ -68,13 +70,12 @@ def benchmark(
             ]  # fmt: skip
             results[name], chosen[name] = summarise([run.metrics for run in runs], seeds), config.to_dict()
         elif name == "acmr":
-            game = replace(acmr or ACMRConfig.preset("best", data.name), monitor=monitor)
             results[name] = train_acmr_seeds(data, game, Path(output) / name, seeds, source=source, device=device)
             chosen[name] = game.to_dict()
         else:
             from .baselines import BASELINES
 
-            results[name], chosen[name] = BASELINES[name](data, monitor)
+            results[name], chosen[name] = BASELINES[name](data, monitor, game.refit)
         seconds[name] = round(time.perf_counter() - started, 1)
     first = next(iter(results.values()))
     protocol = {
@@ -84,6 +85,7 @@ def benchmark(
         "gallery": first["gallery"],
         "similarity": first["similarity"],
         "chosen_by": f"{monitor} on the validation split, mean of both directions",
+        "refit": game.refit,
         "seeds": list(seeds),
         "version": __version__,
     }

@@ -42,6 +42,7 @@ class DCCAConfig:
     learning_rate    the peak of a one-cycle schedule of AdamW over all epochs
     augment          move, turn and scale training pictures at random
     patience         stop after so many epochs without a better validation figure; 0 never stops early
+    refit            once the best epoch is known, train anew to that epoch on training and validation pairs
     monitor          the validation figure, mean over both directions, that chooses the best epoch
     precision        as in Lightning: 32-true, bf16-mixed, 16-mixed
     """
@@ -61,6 +62,7 @@ class DCCAConfig:
     weight_decay: float = 0.01
     augment: bool = False
     patience: int = 0
+    refit: bool = False
     monitor: str = "recall@10"
     precision: str = "32-true"
 

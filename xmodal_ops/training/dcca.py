@@ -7,7 +7,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,13 @@ def train_dcca(
         return DCCAModule(model, data, config, on_epoch)
 
     history, best_epoch = fit(make, len(data.train), config, run, place, resume, console)
-    model.load_state_dict(weights_of(run.best))
+    if config.refit:
+        torch.manual_seed(config.seed)
+        model, data = new_model(run.read_config()), data.with_validation()
+        fit_again(make, len(data.train), config, run, place, resume, console, best_epoch)
+        model.load_state_dict(weights_of(run.refit.last))
+    else:
+        model.load_state_dict(weights_of(run.best))
     model.to(place).fit_cca(data.train.image, data.train.text)
     metrics = finish(run, "dcca", model, data)
     report.loss_curve(history, config.monitor, run.loss)
@@ -152,6 +158,31 @@ def fit(
             f"continue with --resume --output {run.path}"
         )
     return module.history, checkpoint.best_epoch
+
+
+def fit_again(
+    make_module: Callable[[Callable[[dict[str, float]], None]], RunModule],
+    rows: int,
+    config: DCCAConfig | ACMRConfig,
+    run: RunDirectory,
+    device: torch.device,
+    resume: bool,
+    console: Console,
+    epochs: int,
+) -> None:
+    """The same schedule to the same epoch, now without a split to choose by; leaves ``run.refit.last``."""
+    second = run.refit
+    second.prepare()
+    line = f"training anew on training and validation pairs, {epochs} epochs; the figures below know their pairs"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    again = resume and second.last.exists()
+    if not again:
+        second.clear()
+    try:
+        fit(make_module, rows, replace(config, patience=0), second, device, again, console, epochs)
+    except Interrupted:
+        message = f"interrupted while training on all pairs: continue with --resume --output {run.path}"
+        raise Interrupted(message) from None
 
 
 @contextmanager

@@ -18,11 +18,12 @@ COMPONENTS = (2, 3, 5, 7, 10, 20, 50, 100, 200, 500)
 POWERS = (0.0, 1.0, 2.0, 4.0)
 
 
-def select_linear_cca(data: PairData, monitor: str, ridges: Sequence[float] = RIDGES) -> LinearCCA:
+def select_linear_cca(data: PairData, monitor: str, ridges: Sequence[float] = RIDGES, refit: bool = False) -> LinearCCA:
     """The linear CCA of the training split whose ridge, components and power serve the validation split best.
 
     ``ridges`` are relative to the mean variances, ``monitor`` names a figure of retrieval.evaluate. The covariances
-    are accumulated once, and one decomposition is done for each ridge.
+    are accumulated once, and one decomposition is done for each ridge. With ``refit``, the validation pairs join the
+    training pairs once all is chosen.
     """
     train, validation = data.train, data.validation
     labels = validation.labels if monitor.startswith("map") else None
@@ -38,6 +39,8 @@ def select_linear_cca(data: PairData, monitor: str, ridges: Sequence[float] = RI
             scores = retrieval.evaluate(image[:, :k] * weights, text[:, :k] * weights, labels)
             if scores["mean"][monitor] > best[0]:
                 best = scores["mean"][monitor], {"ridge": ridge, "n_components": k, "power": power}
+    if refit:
+        model.partial_fit(validation.image.flatten(1), validation.text)
     return model.set_params(**best[1])
 
 

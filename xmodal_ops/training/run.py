@@ -38,6 +38,11 @@ class RunDirectory:
         self.retrieval = self.path / "retrieval.png"
         self.space = self.path / "space.png"
 
+    @property
+    def refit(self) -> RunDirectory:
+        """Of the second training, on training and validation pairs, where there is one."""
+        return RunDirectory(self.path / "refit")
+
     def prepare(self) -> None:
         """Makes the directory and proves that it can be written, before any work is spent."""
         try:

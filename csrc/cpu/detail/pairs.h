@@ -57,6 +57,8 @@ struct Prepared {
   int64_t stride;  // of a block of products
   bool equal, exclude_diagonal;
   const T *anchor, *ref;     // as they came
+  double* columns;           // [4, d]: sums of anchors and of references, and of their squares
+  T* shift;                  // [d], see choose_shift
   T *a, *r;                  // [m, ld], [padded, ld]: shifted, then 1, then 0; r only with weights
   T* packed;                 // [padded / kPanel, d, kPanel]: shifted references
   T *a_norm, *r_norm;        // [m], [padded]: squared, of shifted rows
@@ -85,6 +87,7 @@ struct Prepared {
     const int64_t share = (m + threads - 1) / threads;
     const int64_t blocks = (share + most - 1) / most;
     block = round_up((share + blocks - 1) / blocks, kRows);
+    columns = arena.take<double>(4 * d), shift = arena.take<T>(d);
     a = arena.take<T>(m * ld);
     packed = arena.take<T>(padded * d);
     a_norm = arena.take<T>(m), r_norm = arena.take<T>(padded);
@@ -130,6 +133,39 @@ inline double exact_square(const T* a, const T* r, int64_t d) {
   return total;
 }
 
+// About the mean row, which distances do not depend on: less is then lost in |a|² + |r|² − 2 a·r. A multiple of a power
+// of two, some half or quarter of the spread: integers stay exact. Where a row is not finite any shift will do.
+template <class T>
+void choose_shift(const Prepared<T>& p) {
+  const T* origin = p.anchor;  // sums of differences from it: nothing cancels where the mean is far from 0
+  double *a_sum = p.columns, *r_sum = a_sum + p.d, *a_squares = r_sum + p.d, *r_squares = a_squares + p.d;
+  parallel(static_cast<int>(p.threads), [&](int part, int parts) {
+    const int64_t first = p.d * part / parts, last = p.d * (part + 1) / parts;
+    auto add = [&](const T* rows, int64_t count, double* __restrict sum, double* __restrict squares) {
+      for (int64_t k = first; k < last; ++k) sum[k] = squares[k] = 0;
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t k = first; k < last; ++k) {
+          const double x = static_cast<double>(rows[i * p.d + k]) - static_cast<double>(origin[k]);
+          sum[k] += x, squares[k] += x * x;
+        }
+    };
+    add(p.anchor, p.m, a_sum, a_squares), add(p.ref, p.n, r_sum, r_squares);
+  });
+  const auto m = static_cast<double>(p.m), n = static_cast<double>(p.n);
+  double variance = 0;
+  for (int64_t k = 0; k < p.d; ++k)
+    variance += (a_squares[k] - a_sum[k] * a_sum[k] / m) / m + (r_squares[k] - r_sum[k] * r_sum[k] / n) / n;
+  variance /= static_cast<double>(p.d);
+  int exponent = 0;
+  std::frexp(variance > 0 ? std::sqrt(variance) : 0.0, &exponent);
+  const double step = std::ldexp(1.0, exponent - 2);
+  for (int64_t k = 0; k < p.d; ++k) {
+    const double mean = static_cast<double>(origin[k]) + (a_sum[k] + r_sum[k]) / (m + n);
+    const double multiple = std::nearbyint(mean / step) * step;
+    p.shift[k] = std::isfinite(multiple) ? static_cast<T>(multiple) : T(0);
+  }
+}
+
 // [x − shift | 1 | 0], its squared norm, and whether it is finite; a row that is not has the norm 0.
 template <class T>
 inline void shift_row(const T* x, const T* shift, int64_t d, int64_t ld, T* row, T& norm, Int<T>& alive) {
@@ -146,18 +182,18 @@ inline void shift_row(const T* x, const T* shift, int64_t d, int64_t ld, T* row,
 template <class T>
 bool prepare(const Pairs& pairs, bool weights, Prepared<T>& p) {
   p.lay_out(pairs, weights);
-  const auto* shift = static_cast<const T*>(pairs.shift);
+  choose_shift(p);
   const int64_t words = p.equal ? 1 : pairs.words;
   parallel(static_cast<int>(p.threads), [&](int part, int parts) {
     for (int64_t i = p.m * part / parts; i < p.m * (part + 1) / parts; ++i) {
-      shift_row(p.anchor + i * p.d, shift, p.d, p.ld, p.a + i * p.ld, p.a_norm[i], p.a_alive[i]);
+      shift_row(p.anchor + i * p.d, p.shift, p.d, p.ld, p.a + i * p.ld, p.a_norm[i], p.a_alive[i]);
       copy_words<T>(pairs.anchor_labels + i * words, p.words, p.a_words + i * p.words, 1);
     }
     const int64_t panels = p.padded / kPanel<T>;
     for (int64_t j = panels * part / parts * kPanel<T>; j < panels * (part + 1) / parts * kPanel<T>; ++j) {
       T* row = p.r ? p.r + j * p.ld : p.line + part * p.ld;
       if (j < p.n) {
-        shift_row(p.ref + j * p.d, shift, p.d, p.ld, row, p.r_norm[j], p.r_alive[j]);
+        shift_row(p.ref + j * p.d, p.shift, p.d, p.ld, row, p.r_norm[j], p.r_alive[j]);
         copy_words<T>(pairs.ref_labels + j * words, p.words, p.r_words + j, p.padded);
       } else {
         for (int64_t k = 0; k < p.ld; ++k) row[k] = 0;

@@ -22,7 +22,7 @@ inline void block_product(const T* a, std::int64_t lda, const T* b, std::int64_t
   using V = Vector<T>;
   V sum[kM][kVectors];
   for (int i = 0; i < kM; ++i)
-    for (int v = 0; v < kVectors; ++v) sum[i][v] = add ? load<V>(c + i * ldc + v * kWidth<T>) : V{};
+    for (int v = 0; v < kVectors; ++v) sum[i][v] = V{};
   for (std::int64_t k = 0; k < depth; ++k) {
     V right[kVectors];
     for (int v = 0; v < kVectors; ++v) right[v] = load<V>(b + k * ldb + v * kWidth<T>);
@@ -33,8 +33,12 @@ inline void block_product(const T* a, std::int64_t lda, const T* b, std::int64_t
       for (int v = 0; v < kVectors; ++v) sum[i][v] += right[v] * left;
     }
   }
+  // Added up apart from what was there: a sum of sums loses less than one long one.
   for (int i = 0; i < kM; ++i)
-    for (int v = 0; v < kVectors; ++v) store(c + i * ldc + v * kWidth<T>, sum[i][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      T* to = c + i * ldc + v * kWidth<T>;
+      store(to, add ? load<V>(to) + sum[i][v] : sum[i][v]);
+    }
 }
 
 template <class T, Layout kLayout, int kVectors>

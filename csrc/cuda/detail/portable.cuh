@@ -41,10 +41,11 @@ int launch(void (*kernel)(P...), dim3 grid, dim3 threads, std::size_t shared, cu
   return 0;
 }
 #else
-// Returns the launch's cudaError_t; above 48 KiB of shared memory the kernel's limit is raised first.
+// Returns the launch's cudaError_t; where static and dynamic shared memory may exceed 48 KiB together, the kernel's
+// limit is raised first.
 template <typename... P, typename... A>
 int launch(void (*kernel)(P...), dim3 grid, dim3 threads, std::size_t shared, cudaStream_t stream, A... arguments) {
-  if (shared > (48u << 10)) {
+  if (shared > (32u << 10)) {
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     if (error != cudaSuccess) {

@@ -48,7 +48,8 @@ int column_means(const Matrix* views, int count, int problems, bool wide, int sp
 enum class Layout : int { nn, tn, nt };
 
 // out = alpha · (a[0]·b[0] + a[1]·b[1]) + beta · add + gamma · I, the second term only where `terms` is 2.
-// A symmetric out costs its lower triangle, and is mirrored: bitwise symmetric. `add` and `out` may not overlap.
+// A symmetric out costs its lower triangle, and is mirrored: bitwise symmetric. `add` and `out` may not overlap,
+// but where out is not symmetric be the same.
 // In a batch the outs lie rows·out_stride elements apart, and `add` is the same for all.
 struct Product {
   Matrix a[2], b[2];

@@ -12,7 +12,6 @@ namespace xmodal::cpu {
 struct Pairs {
   const void* anchor;                 // [m, d]
   const void* ref;                    // [n, d]
-  const void* shift;                  // [d], near the mean of all rows: subtracted before products are taken
   const std::int64_t* anchor_labels;  // [m], compared for equality, if words is 0; otherwise
   const std::int64_t* ref_labels;     // [n, words] of bits
   std::int64_t m, n, d, words;
