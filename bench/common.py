@@ -128,8 +128,19 @@ def _peak_kib(reset: bool = False) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def guarded(function: Callable[..., Any], *args: Any) -> Any:
+    """function(*args); a string in place of its result says why there is none."""
+    try:
+        return function(*args)
+    except MemoryError:
+        return "out of memory"
+    except Exception as error:
+        out_of_memory = "allocate memory" in str(error) or "out of memory" in str(error)
+        return "out of memory" if out_of_memory else f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+
+
 def in_subprocess(function: Callable[..., Any], *args: Any, limit_gib: float = 0, timeout: float = 600) -> Any:
-    """function(*args) in a fresh process; a string in place of its result says why there is none."""
+    """The same in a fresh process that may take so much memory and time."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(sender, limit_gib, function, args))
@@ -148,12 +159,7 @@ def _child(sender: Any, limit_gib: float, function: Callable[..., Any], args: tu
     if limit_gib:
         resource.setrlimit(resource.RLIMIT_AS, (int(limit_gib * 2**30),) * 2)
     try:
-        sender.send(function(*args))
-    except MemoryError:
-        sender.send("out of memory")
-    except Exception as error:
-        out_of_memory = "allocate memory" in str(error) or "out of memory" in str(error)
-        sender.send("out of memory" if out_of_memory else f"{type(error).__name__}: {str(error).splitlines()[0][:120]}")
+        sender.send(guarded(function, *args))
     finally:
         sender.close()
         os._exit(0)

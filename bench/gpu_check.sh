@@ -43,6 +43,7 @@ for part in $PARTS; do
     bench)
       run bench_covariance 100 "$PYTHON" bench/covariance.py --device cuda
       run bench_trace_norm 220 "$PYTHON" bench/trace_norm.py --device cuda
+      run bench_triplets 200 "$PYTHON" bench/triplets.py --device cuda --sizes 1024 8192 131072
       ;;
     *)
       echo "PART must be build, tests, sanitizer or bench, got $part" >&2

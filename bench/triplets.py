@@ -1,15 +1,17 @@
 """Triplet mining and losses: time and peak memory against pytorch-metric-learning, torch and KeOps.
 
-    python bench/triplets.py [--device cpu|cuda] [--quick]
+    python bench/triplets.py [--device cpu|cuda] [--sizes M …]
 
-Forward and backward of a loss between two sets of m embeddings, d = 200, 10 classes, float32. Each case runs in a
-process of its own. Results: bench/results/<device>/triplets.{json,md,png}.
+Batch-hard mining, and forward and backward of the losses, between two sets of m embeddings, d = 200, 10 classes,
+float32. On the CPU each case runs in a process of its own, for the memory's sake.
+Results: bench/results/<device>/triplets.{json,md,png}.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import common
@@ -82,6 +84,28 @@ def batch_hard_keops(a: Tensor, la: Tensor, r: Tensor, lr: Tensor) -> Tensor:
 
 def batch_hard_ours(a: Tensor, la: Tensor, r: Tensor, lr: Tensor) -> Tensor:
     return xmodal_ops.triplet_margin_loss(a, la, r, lr, margin=MARGIN, triplets="batch_hard", reduction="mean")
+
+
+def mining_masks(a: Tensor, la: Tensor, r: Tensor, lr: Tensor) -> Tensor:
+    d, same = masks(a, la, r, lr)
+    return torch.stack((d.where(same, -1.0).argmax(1), d.where(~same, torch.inf).argmin(1)))
+
+
+def mining_chunks(a: Tensor, la: Tensor, r: Tensor, lr: Tensor) -> Tensor:
+    parts = zip(a.split(512), la.split(512))
+    return torch.cat([mining_masks(x, lx, r, lr) for x, lx in parts], 1)
+
+
+def mining_pml(a: Tensor, la: Tensor, r: Tensor, lr: Tensor) -> Tensor:
+    from pytorch_metric_learning import distances, miners
+
+    found = miners.BatchHardMiner(distance=distances.LpDistance(normalize_embeddings=False))(a, la, r, lr)
+    return torch.stack(found[1:])
+
+
+def mining_ours(a: Tensor, la: Tensor, r: Tensor, lr: Tensor) -> Tensor:
+    found = xmodal_ops.mine_triplets(a, la, r, lr)
+    return torch.stack((found.positive_idx, found.negative_idx))
 
 
 def structure_masks(a: Tensor, la: Tensor, r: Tensor, lr: Tensor) -> Tensor:
@@ -182,7 +206,15 @@ def all_ours(a: Tensor, la: Tensor, r: Tensor, lr: Tensor) -> Tensor:
 
 
 OURS = "xmodal_ops"
+MINING = "batch-hard mining"  # without gradient, unlike the others
 WORK: dict[str, dict[str, Loss]] = {
+    MINING: {
+        OURS: mining_ours,
+        "pytorch-metric-learning": mining_pml,
+        "cdist + masks": mining_masks,
+        "cdist + masks, compiled": mining_masks,
+        "cdist in chunks": mining_chunks,
+    },
     "batch hard": {
         OURS: batch_hard_ours,
         "pytorch-metric-learning": batch_hard_pml,
@@ -206,12 +238,16 @@ WORK: dict[str, dict[str, Loss]] = {
 
 
 def measure(work: str, name: str, m: int, device: str) -> dict[str, float]:
-    """Time, memory growth and the relative error of the gradient of one way to do one work."""
+    """Time, memory growth and the relative error of the gradient (of mining: the share that is wrong) of one way."""
     loss = WORK[work][name]
     if name.endswith("compiled"):
         loss = torch.compile(loss, dynamic=False)
 
     def step(inputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+        if work == MINING:
+            with torch.no_grad():
+                loss(*inputs)
+            return
         inputs[0].grad = inputs[2].grad = None
         loss(*inputs).backward()
 
@@ -224,6 +260,9 @@ def measure(work: str, name: str, m: int, device: str) -> dict[str, float]:
     result = {"ms": ms, "mib": growth}
     if m <= 8192:
         exact = scattered(m, device, torch.float64)
+        if work == MINING:
+            with torch.no_grad():
+                return {**result, "error": float((loss(*inputs) != WORK[work][OURS](*exact)).double().mean())}
         WORK[work][OURS](*exact).backward()
         worst = max(float((x.grad - y.grad).abs().max() / y.grad.abs().max()) for x, y in zip(inputs[::2], exact[::2]))
         result["error"] = worst
@@ -247,7 +286,7 @@ def plot(results: list[dict[str, Any]], where: str) -> None:
         axes[0][column].set_title(work)
         axes[1][column].set_xlabel("m")
         axes[0][column].legend(fontsize=7)
-    axes[0][0].set_ylabel("forward + backward, ms")
+    axes[0][0].set_ylabel("time, ms")
     axes[1][0].set_ylabel("peak memory growth, MiB")
     figure.tight_layout()
     figure.savefig(where, dpi=120)
@@ -256,24 +295,24 @@ def plot(results: list[dict[str, Any]], where: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--quick", action="store_true", help="two sizes only")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[256, 1024, 2048, 4096, 8192, 32768, 65536], metavar="M"
+    )
     options = parser.parse_args()
-    sizes = [256, 1024] if options.quick else [256, 1024, 2048, 4096, 8192, 32768, 65536]
+    run = partial(common.in_subprocess, limit_gib=20) if options.device == "cpu" else common.guarded
     results: list[dict[str, Any]] = []
     for work, ways in WORK.items():
         for name in ways:
-            for m in sizes:
+            for m in sorted(options.sizes):
                 if m > 8192 and name != OURS:
                     continue  # the others are quadratic in memory, or take minutes
-                done = common.in_subprocess(
-                    measure, work, name, m, options.device, limit_gib=20 * (options.device == "cpu")
-                )
+                done = run(measure, work, name, m, options.device)
                 found = done if isinstance(done, dict) else {"failed": done}
                 results.append({"work": work, "name": name, "m": m, "d": D, "classes": CLASSES, **found})
                 print(results[-1], flush=True)
                 if "failed" in found:
                     break  # no larger one will do
-    text = [f"# Triplets, forward + backward: d = {D}, {CLASSES} classes, float32", ""]
+    text = [f"# Triplets, forward + backward, mining forward: d = {D}, {CLASSES} classes, float32", ""]
     text.append(", ".join(f"{key} {value}" for key, value in common.machine(options.device).items()) + "\n")
     for work, ways in WORK.items():
         own = {r["m"]: r for r in results if r["work"] == work and r["name"] == OURS}
@@ -287,7 +326,15 @@ def main() -> None:
                 r["time_ratio"], r["memory_ratio"] = r["ms"] / us["ms"], max(r["mib"], 0.1) / max(us["mib"], 0.1)
                 error = f"{r['error']:.1e}" if "error" in r else ""
                 rows.append([name, r["m"], r["ms"], r["mib"], error, r["time_ratio"], r["memory_ratio"]])
-        columns = ["", "m", "ms", "MiB", "gradient error", "time / ours", "memory / ours"]
+        columns = [
+            "",
+            "m",
+            "ms",
+            "MiB",
+            "wrong" if work == MINING else "gradient error",
+            "time / ours",
+            "memory / ours",
+        ]
         text += [f"## {work}", "", common.markdown(columns, rows), ""]
     where = common.write(
         "triplets", options.device, {"machine": common.machine(options.device), "results": results}, "\n".join(text)
