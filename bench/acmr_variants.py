@@ -1,10 +1,11 @@
-"""What each part of ACMR brings on Wikipedia, and what was tried on its validation pairs before a preset was settled.
+"""What each part of ACMR brings, and what was tried on Wikipedia's validation pairs before its preset was settled.
 
-    python bench/acmr_variants.py --path DIR [--seeds 5] [--only NAME]
+    python bench/acmr_variants.py --data wikipedia --path DIR [--seeds 5] [--only NAME]
+    python bench/acmr_variants.py --data glyphs [--seeds 3]
 
 Variants of the presets are trained on several seeds and judged on the test split; what was tried is judged by mAP@all
 on three draws of the validation split and never sees the test split. Results, written as they come and kept when the
-program is run again: bench/results/retrieval/{variants,tried}-acmr-wikipedia.json.
+program is run again: bench/results/retrieval/{variants,tried}-acmr-<data>.json.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ RESULTS = common.ROOT / "results" / "retrieval"
 HISTOGRAMS = {"image_hidden": (512,), "text_hidden": (200,), "dim": 100, "learning_rate": 3e-4, "epochs": 30}
 
 # name: (preset, options that differ)
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+Variants = dict[str, tuple[str, dict[str, Any]]]
+WIKIPEDIA: Variants = {
     "best": ("best", {}),
     "best, adversary off": ("best", {"reversal": 0.0}),
     "best, adversary at full strength": ("best", {"reversal": 1.0}),
@@ -50,6 +52,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "paper, compared by label probability": ("paper", {"label_weight": 1.0}),
     "demo (as the released code)": ("demo", {}),
 }  # fmt: skip
+GLYPHS: Variants = {
+    "best: a fifth of the weight to label probability": ("best", {}),
+    "best, adversary off": ("best", {"reversal": 0.0}),
+    "best, compared by cosine alone": ("best", {"label_weight": 0.0}),
+    "best, half the weight to label probability": ("best", {"label_weight": 0.5}),
+    "best, compared by label probability alone": ("best", {"label_weight": 1.0}),
+    "best, without the search for the own partner": ("best", {"pair_weight": 0.0}),
+}
+VARIANTS = {"wikipedia": WIKIPEDIA, "glyphs": GLYPHS}
 
 TRIED: dict[str, dict[str, Any]] = {
     "as it is": {},
@@ -87,41 +98,45 @@ def quiet() -> Console:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--path", type=Path, required=True, help="directory of the Wikipedia files, see docs/data.md")
+    parser.add_argument("--data", choices=list(VARIANTS), required=True)
+    parser.add_argument("--path", type=Path, help="directory of the Wikipedia files, see docs/data.md")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", help="only this variant, or the one tried")
     options = parser.parse_args()
     for name in ("game_curves", "space_picture", "retrieval_picture"):
         setattr(report, name, lambda *_, **__: None)  # nobody looks at the pictures of these runs
     torch.set_num_threads(1)  # the networks are too small for more
-    data = load("wikipedia", path=options.path)
+    data, ours = load(options.data, path=options.path), VARIANTS[options.data]
 
     def known(name: str) -> dict[str, Any]:
-        file = RESULTS / f"{name}-acmr-wikipedia.json"
+        file = RESULTS / f"{name}-acmr-{options.data}.json"
         return json.loads(file.read_text()) if file.exists() else {}  # type: ignore[no-any-return]
 
     def write(name: str, content: Mapping[str, Any]) -> None:
         head = {"machine": common.machine("cpu")}
-        (RESULTS / f"{name}-acmr-wikipedia.json").write_text(json.dumps({**content, **head}, indent=1) + "\n")
+        (RESULTS / f"{name}-acmr-{options.data}.json").write_text(json.dumps({**content, **head}, indent=1) + "\n")
 
     variants = {v["name"]: v for v in known("variants").get("variants", ())}
-    for name, (preset, changes) in VARIANTS.items():
+    for name, (preset, changes) in ours.items():
         if name in variants or options.only not in (None, name):
             continue
-        config = ACMRConfig.preset(preset, "wikipedia", **changes)
+        config = ACMRConfig.preset(preset, options.data, **changes)
         with tempfile.TemporaryDirectory() as folder:
             figures = train_acmr_seeds(data, config, folder, range(options.seeds), device="cpu", console=quiet())
         variants[name] = {"name": name, "figures": figures, "options": config.to_dict()}
         print(name, figures["mean"]["map_all"], figures["deviation"]["mean"]["map_all"], flush=True)
         facts = protocol(
             data, gallery=len(data.test), similarity="cosine of the retrieval space",
-            chosen_by="map_all on the validation split, mean of both directions",
+            chosen_by=f"{config.monitor} on the validation split, mean of both directions",
         )  # fmt: skip
-        ordered = [variants[v] for v in VARIANTS if v in variants]
-        write("variants", {"title": "ACMR on Wikipedia, its parts", "protocol": facts, "variants": ordered})
+        ordered = [variants[v] for v in ours if v in variants]
+        write(
+            "variants",
+            {"title": f"ACMR on {options.data.capitalize()}, its parts", "protocol": facts, "variants": ordered},
+        )
 
     rows = {row[0]: row for row in known("tried").get("rows", ())}
-    for name, changes in TRIED.items():
+    for name, changes in TRIED.items() if options.data == "wikipedia" else ():
         if name in rows or options.only not in (None, name):
             continue
         config = ACMRConfig.preset("best", "wikipedia", refit=False, **changes)
