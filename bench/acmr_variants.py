@@ -106,7 +106,8 @@ def main() -> None:
     for name in ("game_curves", "space_picture", "retrieval_picture"):
         setattr(report, name, lambda *_, **__: None)  # nobody looks at the pictures of these runs
     torch.set_num_threads(1)  # the networks are too small for more
-    data, ours = load(options.data, path=options.path), VARIANTS[options.data]
+    place = {} if options.path is None else {"path": options.path}
+    data, ours = load(options.data, **place), VARIANTS[options.data]
 
     def known(name: str) -> dict[str, Any]:
         file = RESULTS / f"{name}-acmr-{options.data}.json"
@@ -143,7 +144,7 @@ def main() -> None:
         best = []
         for draw in range(3):
             with tempfile.TemporaryDirectory() as folder:
-                pairs = load("wikipedia", path=options.path, seed=draw)
+                pairs = load("wikipedia", seed=draw, **place)
                 result = train_acmr(pairs, config, folder, device="cpu", console=quiet())
             best.append(max(epoch[f"validation {config.monitor}"] for epoch in result.history))
         rows[name] = [name, *(f"{figure:.4f}" for figure in (*best, statistics.mean(best)))]
