@@ -15,7 +15,6 @@ using std::int64_t;
 constexpr int64_t kBlock = 192;  // rows of a gradient in work at a time: a multiple of kRows
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 template <class T>
 struct View {

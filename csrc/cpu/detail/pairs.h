@@ -23,8 +23,6 @@ constexpr int64_t kBuffers = int64_t{1} << 28;  // bytes that the blocks of all 
 
 constexpr int kNeither = 0, kPositive = 1, kNegative = 2;
 
-inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-
 // A row length of an odd number of cache lines: adjacent rows then fall into different cache sets.
 template <class T>
 inline int64_t row_length(int64_t columns) {

@@ -14,6 +14,8 @@ template <class T>
 constexpr int kPanel = 2 * kWidth<T>;
 constexpr std::int64_t kDepth = 256;  // a panel of B this deep stays in the first-level cache
 
+inline std::int64_t round_up(std::int64_t value, std::int64_t step) { return (value + step - 1) / step * step; }
+
 enum class Layout { rows, columns };  // A(i, k) is a[i·lda + k], or a[k·lda + i]
 
 template <class T, Layout kLayout, int kM, int kVectors>
