@@ -101,7 +101,13 @@ def test_ctrl_c_leaves_what_resumes_to_the_same_end(run, file, tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
     options = [str(option) for option in train(file, "--epochs", "40", "--output")]
     command = [sys.executable, "-m", "xmodal_ops.cli", *options, "part"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+
+    def heed_interrupts() -> None:  # a shell's background jobs, such as these tests may be, ignore them
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("epoch 2/40"):
