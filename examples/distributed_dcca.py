@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # DDP imports it; imported later, its default arguments would keep the group alive
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -63,3 +63,27 @@ def test_a_killed_process_and_resume(tmp_path):
     assert [end["epochs"] for end in ends] == [EPOCHS, EPOCHS]
     for name, parameter in ends[0]["network"].items():
         assert torch.equal(parameter, ends[1]["network"][name]), name
+
+
+def test_no_thread_of_the_group_outlives_it(tmp_path):
+    """One that frees a tensor while the interpreter ends aborts the process: pytorch/pytorch#190489, rare and real."""
+    end = """
+import runpy, sys
+from pathlib import Path
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+threads = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+assert threads and not [name for name in threads if "gloo" in name], threads
+"""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
+    example = str(ROOT / "examples" / "distributed_dcca.py")
+    ended = subprocess.run(
+        [sys.executable, "-c", end, example, "--output", str(tmp_path), "--epochs", "1"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **common},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 0, ended.stderr
