@@ -53,11 +53,12 @@ WIKIPEDIA: Variants = {
     "demo (as the released code)": ("demo", {}),
 }  # fmt: skip
 GLYPHS: Variants = {
-    "best: a fifth of the weight to label probability": ("best", {}),
+    "best": ("best", {}),
     "best, adversary off": ("best", {"reversal": 0.0}),
     "best, compared by cosine alone": ("best", {"label_weight": 0.0}),
-    "best, half the weight to label probability": ("best", {"label_weight": 0.5}),
-    "best, compared by label probability alone": ("best", {"label_weight": 1.0}),
+    "best, a fifth of the weight to labels": ("best", {"label_weight": 0.2}),
+    "best, compared by labels alone": ("best", {"label_weight": 1.0, "monitor": "map_all"}),
+    "best, labels compared by probability": ("best", {"label_similarity": "probability"}),
     "best, without the search for the own partner": ("best", {"pair_weight": 0.0}),
 }
 VARIANTS = {"wikipedia": WIKIPEDIA, "glyphs": GLYPHS}

@@ -203,16 +203,18 @@ def test_released_code_s_loss_and_frozen_predictor():
     assert not {id(p) for p in model.label_predictor.parameters()} & {id(p) for p in first}
 
 
+@pytest.mark.parametrize("likeness", ["probability", "bhattacharyya"])
 @pytest.mark.parametrize("several", [False, True])
-def test_the_retrieval_space_compares_as_documented(several):
+def test_the_retrieval_space_compares_as_documented(several, likeness):
     image, text, _ = batch(30)
     for w in (0.0, 0.4, 1.0):
-        model = make(multi_label=several, label_weight=w)
+        model = make(multi_label=several, label_weight=w, label_similarity=likeness)
         a, b = model.embed_image(image), model.embed_text(text)
         torch.testing.assert_close(a.norm(dim=1), torch.ones(30))
         v, t = model.project(0, image), model.project(1, text)
         p, q = model.probabilities(v), model.probabilities(t)
-        shared = p @ q.T / (4 if several else 1)
+        each = p[:, None] * q
+        shared = (each if likeness == "probability" else each.sqrt()).sum(2) / (4 if several else 1)
         want = (1 - w) * F.normalize(v) @ F.normalize(t).T + w * shared
         torch.testing.assert_close(a @ b.T, want, rtol=1e-4, atol=1e-5)
 
@@ -336,6 +338,10 @@ def test_modality_loss_at_chance():
         ({"label_weight": 1.5}, "label_weight must lie in 0..1, got 1.5"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ({"reduction": "all"}, "reduction must be one of 'mean', 'sum', got 'all'"),
+        (
+            {"label_similarity": "cosine"},
+            "label_similarity must be one of 'probability', 'bhattacharyya', got 'cosine'",
+        ),
         ({"invariance": "none"}, "invariance must be one of 'structure', 'batch_hinge', got 'none'"),
     ],
 )

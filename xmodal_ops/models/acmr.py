@@ -61,8 +61,9 @@ class ACMR(nn.Module):
         members: label predictors, each of its own share of the projection's columns; their probabilities are
             averaged, their losses too. With projectors of as many members it is an ensemble in one model.
         train_label_predictor: False leaves it as drawn, as the released code does.
-        label_weight: w in 0..1. The retrieval space compares by (1 − w)·cos(S_V, S_T) + w·Σ_c p(c|v) p(c|t): 0 is the
-            paper's. The sum is the probability that both have the same label, so w = 1 ranks by it.
+        label_weight: w in 0..1. The retrieval space compares by (1 − w)·cos(S_V, S_T) + w·L(v, t): 0 is the paper's.
+        label_similarity: L. "probability" is Σ_c p(c|v) p(c|t), the probability that both have the same label;
+            "bhattacharyya" is Σ_c √(p(c|v) p(c|t)) (Bhattacharyya 1943), which forgives a wrong first guess more.
 
     Complexity of the losses: O(m²·dim) time, O(m·dim + m²·[pair_weight > 0]) memory beyond the projectors.
     """
@@ -89,6 +90,7 @@ class ACMR(nn.Module):
         members: int = 1,
         modality_hidden: Sequence[int] = (50,),
         label_weight: float = 0.0,
+        label_similarity: str = "probability",
         train_label_predictor: bool = True,
     ) -> None:
         super().__init__()
@@ -103,6 +105,7 @@ class ACMR(nn.Module):
             raise ValueError(f"temperature must be positive, got {temperature}")
         _checks.choice("reduction", reduction, ("mean", "sum"))
         _checks.choice("invariance", invariance, ("structure", "batch_hinge"))
+        _checks.choice("label_similarity", label_similarity, ("probability", "bhattacharyya"))
         weights = {"alpha": alpha, "beta": beta, "penalty": penalty, "pair_weight": pair_weight}
         weights = {name: _checks.non_negative(name, value) for name, value in weights.items()}
         self.options: dict[str, Any] = {
@@ -110,7 +113,7 @@ class ACMR(nn.Module):
             "margin": margin, "gamma": gamma, "reduction": reduction, "temperature": temperature,
             "label_hidden": list(label_hidden), "label_dropout": label_dropout, "members": members,
             "modality_hidden": list(modality_hidden), "label_weight": label_weight,
-            "train_label_predictor": train_label_predictor,
+            "label_similarity": label_similarity, "train_label_predictor": train_label_predictor,
         }  # fmt: skip
         self.image_projector = image_projector
         self.text_projector = text_projector
@@ -236,6 +239,7 @@ class ACMR(nn.Module):
         if w > 0:
             with _evaluation(self.label_predictor):
                 p = self.probabilities(projection)
+            p = p.sqrt() if self.options["label_similarity"] == "bhattacharyya" else p
             # Sigmoids may make a vector as long as √C, a softmax none longer than 1.
             p = p / self.options["classes"] ** 0.5 if self.options["multi_label"] else p
             parts.append(w**0.5 * inner_product_form(p, side))

@@ -148,7 +148,8 @@ def new_model(config: Mapping[str, Any]) -> ACMR:
     options = ACMRConfig.from_dict(config["options"])
     names = (
         "dim", "invariance", "alpha", "beta", "penalty", "pair_weight", "margin", "gamma", "reduction", "temperature",
-        "label_hidden", "label_dropout", "members", "modality_hidden", "label_weight", "train_label_predictor",
+        "label_hidden", "label_dropout", "members", "modality_hidden", "label_weight",
+        "label_similarity", "train_label_predictor",
     )  # fmt: skip
     return ACMR(
         build(config["image_projector"]),

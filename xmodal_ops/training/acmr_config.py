@@ -42,9 +42,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dim": 512, "label_dropout": 0.7, "learning_rate": 5e-4, "mixup": 0.4, "epochs": 20,
     },
     "best glyphs": {
-        "dim": 128, "text_hidden": (512,), "image_features": "none", "text_features": "none", "text_dropout": 0.2,
-        "beta": 0.5, "pair_weight": 1.0, "temperature": 0.1, "label_weight": 0.2, "learning_rate": 3e-3,
-        "weight_decay": 0.01, "mixup": 0.0, "epochs": 10, "batch_size": 512, "refit": False, "monitor": "recall@10",
+        "dim": 256, "text_hidden": (512,), "image_features": "none", "text_features": "none", "text_dropout": 0.5,
+        "beta": 2.0, "pair_weight": 1.0, "temperature": 0.1, "label_weight": 0.6, "label_similarity": "bhattacharyya",
+        "learning_rate": 3e-3, "weight_decay": 0.01, "mixup": 0.0, "smoothing": 0.1, "epochs": 30, "batch_size": 512,
+        "refit": False, "monitor": "recall@10",
     },
 }  # fmt: skip
 
@@ -69,7 +70,8 @@ class ACMRConfig:
     penalty                factor of the sum of the Frobenius norms of the projectors' weight matrices
     margin, gamma, reduction   of L_imi
     pair_weight, temperature   of the search for an item's own partner in the batch
-    label_weight           w: the retrieval space is (1 − w)·cosine of the projections + w·probability of one label
+    label_weight           w: the retrieval space is (1 − w)·cosine of the projections + w·likeness of the labels
+    label_similarity       that likeness: probability of one label, or bhattacharyya, of their distributions
     reversal               the strength of the adversary; 0 switches it off
     reversal_schedule      lets it grow from 0 as 2 / (1 + exp(−10 p)) − 1 over the training
     projector_steps        of projectors and label predictor for each of the modality classifier; 1: one joint step
@@ -111,6 +113,7 @@ class ACMRConfig:
     pair_weight: float = 0.0
     temperature: float = 0.07
     label_weight: float = 0.0
+    label_similarity: str = "probability"
     reversal: float = 1.0
     reversal_schedule: bool = True
     projector_steps: int = 5
@@ -153,6 +156,7 @@ class ACMRConfig:
             raise UserError(f"label_weight must lie in 0..1, got {self.label_weight}")
         for name, allowed in (
             ("monitor", MONITORS), ("invariance", ("structure", "batch_hinge")), ("reduction", ("mean", "sum")),
+            ("label_similarity", ("probability", "bhattacharyya")),
             ("schedule", ("constant", "one_cycle")), ("image_features", FEATURES), ("text_features", FEATURES),
         ):  # fmt: skip
             if (choice := getattr(self, name)) not in allowed:
