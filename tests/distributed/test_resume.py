@@ -12,24 +12,31 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 EPOCHS, TIMEOUT = 10, 20
+EXAMPLE = str(ROOT / "examples" / "distributed_dcca.py")
+
+
+def environments(world):
+    """Those that torchrun would give to the processes of a new group on this machine."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    common = {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    ranks = ({"WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": "0"} for rank in range(world))
+    return [{**os.environ, **common, **own} for own in ranks]
 
 
 def start(output, *more):
     """Two processes of the example, as torchrun would start them."""
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     arguments = ["--output", str(output), "--epochs", str(EPOCHS), "--timeout", str(TIMEOUT), *more]
     return [
         subprocess.Popen(
-            [sys.executable, str(ROOT / "examples" / "distributed_dcca.py"), *arguments],
-            env={**os.environ, "PYTHONPATH": str(ROOT), **common, "RANK": str(rank), "LOCAL_RANK": "0"},
+            [sys.executable, EXAMPLE, *arguments],
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in (0, 1)
+        for environment in environments(2)
     ]
 
 
@@ -74,14 +81,10 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
 threads = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
 assert threads and not [name for name in threads if "gloo" in name], threads
 """
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
-    example = str(ROOT / "examples" / "distributed_dcca.py")
+    (environment,) = environments(1)
     ended = subprocess.run(
-        [sys.executable, "-c", end, example, "--output", str(tmp_path), "--epochs", "1"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **common},
+        [sys.executable, "-c", end, EXAMPLE, "--output", str(tmp_path), "--epochs", "1"],
+        env=environment,
         capture_output=True,
         text=True,
         timeout=60,
