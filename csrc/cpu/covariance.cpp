@@ -1,7 +1,9 @@
 // Covariances of two views side by side, Z = [X Y], and their gradient.
-//   S = Σ_i (z_i − μ)(z_i − μ)ᵀ / (m − 1) + ridge:  the blocks on and below the diagonal, rows centred as they are
-//   packed ∂Z = (Z − μ) H + offset:                        H holds the gradients of all blocks of S z − μ = (z −
-//   coarse) − fine: the nearby difference is exact, and what rounding took from the mean follows.
+//   S = Σ_i (z_i − μ)(z_i − μ)ᵀ / (m − 1) + ridge:  blocks on and below the diagonal; rows are centred as packed
+//
+//   ∂Z = (Z − μ) H + offset:  H holds the gradients of all blocks of S
+//
+//   z − μ = (z − coarse) − fine:  the nearby difference is exact, and what rounding took from the mean follows
 #include "xmodal/covariance.h"
 
 #include "detail/product.h"
