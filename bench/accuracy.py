@@ -19,7 +19,7 @@ from peers import RIDGE, Loss, cca_zoo_loss, textbook_loss, views
 from torch import Tensor
 
 from xmodal_ops import trace_norm_loss
-from xmodal_ops.reference import trace_norm as reference
+from xmodal_ops.ops.portable import trace_norm as reference
 
 
 def systems() -> dict[str, Loss]:

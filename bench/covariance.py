@@ -19,7 +19,7 @@ from peers import views
 from torch import Tensor
 
 from xmodal_ops import covariance
-from xmodal_ops.reference.covariance import covariance as reference
+from xmodal_ops.ops.portable.covariance import covariance as reference
 
 SIZES = {
     "cpu": [(512, 64, 64), (4096, 512, 512), (100_000, 64, 64)],

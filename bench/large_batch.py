@@ -25,9 +25,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from xmodal_ops import large_batch_loss, trace_norm_loss
-from xmodal_ops.moments import MomentAccumulator
 from xmodal_ops.nn import TraceNormLoss
-from xmodal_ops.reference.trace_norm import textbook
+from xmodal_ops.ops.portable.trace_norm import textbook
+from xmodal_ops.scale.moments import MomentAccumulator
 
 RIDGE, CHUNK = 1e-3, 4096
 Views = tuple[Tensor, Tensor]

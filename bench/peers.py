@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from xmodal_ops.reference.trace_norm import textbook
+from xmodal_ops.ops.portable.trace_norm import textbook
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 RIDGE = 1e-3

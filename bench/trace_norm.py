@@ -18,7 +18,7 @@ from peers import RIDGE, cca_zoo_loss, textbook_loss, views
 from torch import Tensor
 
 from xmodal_ops import trace_norm_loss
-from xmodal_ops.reference import trace_norm as reference
+from xmodal_ops.ops.portable import trace_norm as reference
 
 # (m, d) and the goal against the fastest baseline (design.md §8).
 SIZES = [(512, 64, 2.5), (1024, 256, 1.6), (4096, 1024, 1.4), (256, 1024, 30), (256, 4096, 500)]

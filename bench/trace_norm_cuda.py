@@ -18,8 +18,8 @@ from peers import RIDGE, textbook_loss, views
 from torch import Tensor
 
 from xmodal_ops import _C, trace_norm_loss
-from xmodal_ops.ops import _cuda_trace_norm as ours
-from xmodal_ops.reference import trace_norm as reference
+from xmodal_ops.ops.cuda import trace_norm as ours
+from xmodal_ops.ops.portable import trace_norm as reference
 
 # (m, d), the goals against textbook and strong on an H200 (design.md §8).
 SIZES = [(512, 64, 30, 5), (4096, 1024, 30, 2), (256, 4096, 1000, 2), (8192, 4096, 100, 2)]

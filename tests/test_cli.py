@@ -15,7 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from xmodal_ops import build_info, cli, data
-from xmodal_ops.commands import app
+from xmodal_ops.cli.commands import app
 from xmodal_ops.models import DCCA, LinearCCA
 from xmodal_ops.training import load_run
 
@@ -225,7 +225,7 @@ def test_usage_errors_are_code_2(run):
 
 def test_without_the_extras_it_says_how_to_get_them(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "typer", None)
-    monkeypatch.delitem(sys.modules, "xmodal_ops.commands")
+    monkeypatch.delitem(sys.modules, "xmodal_ops.cli.commands")
     with pytest.raises(SystemExit) as exit:
         cli.main()
     assert exit.value.code == 2

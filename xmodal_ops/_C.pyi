@@ -1,4 +1,4 @@
-"""The native module (csrc/bindings.cpp). Addresses are integers, sizes count elements."""
+"""The native module (csrc/bindings). Addresses are integers, sizes count elements."""
 
 with_cuda: bool
 TRACE_NORM_MAX_DIM: int

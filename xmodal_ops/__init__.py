@@ -11,8 +11,6 @@ if find_spec("xmodal_ops._C") is None:
 from . import _C
 from ._build import build_info
 from ._version import __version__
-from .large_batch import large_batch_loss
-from .moments import MomentAccumulator
 from .nn import gradient_reversal
 from .ops import (
     Covariance,
@@ -29,6 +27,8 @@ from .ops import (
     triplet_margin_loss,
     whiten,
 )
+from .scale.large_batch import large_batch_loss
+from .scale.moments import MomentAccumulator
 
 __all__ = [
     "_C",

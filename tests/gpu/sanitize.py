@@ -16,7 +16,8 @@ from xmodal_ops import (
     triplet_margin_loss,
     whiten,
 )
-from xmodal_ops.ops import _cuda_trace_norm, _cuda_triplets
+from xmodal_ops.ops.cuda import trace_norm as cuda_trace_norm
+from xmodal_ops.ops.cuda import triplets as cuda_triplets
 
 
 def main() -> None:
@@ -39,11 +40,11 @@ def main() -> None:
             anchor.requires_grad_(), ref.requires_grad_()
             structure_preserving_loss(anchor, ref, labels, ref_labels, margin=5.0).backward()
             for enough in (4096, 16):
-                _cuda_triplets.IN_SHARED = enough
+                cuda_triplets.IN_SHARED = enough
                 triplet_margin_loss(anchor, labels, ref, ref_labels, triplets="semihard").backward()
     t = 0.1 * torch.randn(300, 1500, device="cuda")  # tiles of 128 on the largest chips
-    _cuda_trace_norm._cuda.products("tn", _cuda_trace_norm.Product(
-        (_cuda_trace_norm.Term(t, t),), torch.empty(1500, 1500, device="cuda"), True), tile=128)  # fmt: skip
+    cuda_trace_norm.driver.products("tn", cuda_trace_norm.Product(
+        (cuda_trace_norm.Term(t, t),), torch.empty(1500, 1500, device="cuda"), True), tile=128)  # fmt: skip
     torch.cuda.synchronize()
     print("done")
 

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from tests.conftest import relative, views
 from xmodal_ops import canonical_correlations, covariance, trace_norm_loss, whiten
-from xmodal_ops.ops import _cuda, _cuda_trace_norm
-from xmodal_ops.reference import covariance as covariance_reference
-from xmodal_ops.reference import trace_norm as reference
-from xmodal_ops.reference import whiten as whiten_reference
+from xmodal_ops.ops.cuda import driver
+from xmodal_ops.ops.cuda import trace_norm as cuda_trace_norm
+from xmodal_ops.ops.portable import covariance as covariance_reference
+from xmodal_ops.ops.portable import trace_norm as reference
+from xmodal_ops.ops.portable import whiten as whiten_reference
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 pytestmark = pytest.mark.gpu
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(autouse=True)
 def _kernels_run() -> None:
-    assert _cuda.refusal(torch.cuda.current_device()) == ""
+    assert driver.refusal(torch.cuda.current_device()) == ""
 
 
 @pytest.fixture
@@ -339,15 +340,15 @@ def test_cupy_agrees():
 def test_a_forbidden_device_takes_the_portable_path_with_one_warning(monkeypatch):
     x, y = device_views(40, 7, 5)
     expected = loss_and_gradients(x, y)
-    _cuda.refusal.cache_clear()
-    monkeypatch.setattr(_cuda, "OLDEST", (99, 0))
+    driver.refusal.cache_clear()
+    monkeypatch.setattr(driver, "OLDEST", (99, 0))
     with pytest.warns(UserWarning, match="below") as caught:
         first, second = loss_and_gradients(x, y), loss_and_gradients(x, y)
     assert len(caught) == 1
     close(first, [t.cpu().double() for t in expected], 1e-5)
     assert torch.equal(first[0], second[0])
     monkeypatch.undo()
-    _cuda.refusal.cache_clear()
+    driver.refusal.cache_clear()
 
 
 def test_importing_touches_no_driver():
@@ -359,7 +360,7 @@ def test_few_rows_in_one_launch_and_in_several_agree(monkeypatch):
     for m, dx, dy, dtype in ((300, 64, 50, F32), (300, 128, 100, F32), (300, 90, 100, F64)):
         x, y = device_views(m, dx, dy, dtype)
         one = loss_and_gradients(x, y)
-        monkeypatch.setattr(_cuda_trace_norm, "ONE_LAUNCH_ROWS", 2)
+        monkeypatch.setattr(cuda_trace_norm, "ONE_LAUNCH_ROWS", 2)
         several = loss_and_gradients(x, y)
         monkeypatch.undo()
         close(several, [t.cpu().double() for t in one], 2e-5)

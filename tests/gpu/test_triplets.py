@@ -11,8 +11,8 @@ from torch import Tensor
 from tests.conftest import relative
 from tests.ops.triplet_data import Batch, batch, labels
 from xmodal_ops import max_violation_loss, mine_triplets, structure_preserving_loss, triplet_margin_loss
-from xmodal_ops.ops import _cuda
-from xmodal_ops.reference import triplets as reference
+from xmodal_ops.ops.cuda import driver
+from xmodal_ops.ops.portable import triplets as reference
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 pytestmark = pytest.mark.gpu
@@ -21,7 +21,7 @@ SHAPES = [(37, 53, 7, 4), (700, 1300, 200, 10), (130, 130, 65, 10**6)]
 
 @pytest.fixture(autouse=True)
 def _kernels_run() -> None:
-    assert _cuda.refusal(torch.cuda.current_device()) == ""
+    assert driver.refusal(torch.cuda.current_device()) == ""
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_several_chunks_and_more_positives_than_fit_shared_memory(loss, classes,
     wide = data[0].double(), data[1].double(), *data[2:]
     found = loss_and_gradients(loss, data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_cuda, "refusal", lambda _: "for comparison")
+        patch.setattr(driver, "refusal", lambda _: "for comparison")
         expected = loss_and_gradients(loss, wide)
     close(found, expected, 1e-10 if dtype == F64 else 1e-3)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xmodal_ops.ops import _cuda
+from xmodal_ops.ops.cuda import driver
 
 from . import emulation
 
@@ -38,7 +38,7 @@ def schedule(host: ModuleType, request: pytest.FixtureRequest) -> Iterator[int]:
 @pytest.fixture
 def emulated(host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The drivers in xmodal_ops.ops call the emulated kernels, with CPU tensors."""
-    monkeypatch.setattr(_cuda, "native", host)
+    monkeypatch.setattr(driver, "native", host)
     return host
 
 

@@ -79,7 +79,7 @@ def module(replaced: dict[str, Path] | None = None) -> ModuleType:
 
     `replaced` names sources of csrc/cuda that others stand in for, mistakes made on purpose.
     """
-    sources = [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp"), HERE / "host.cpp"]
+    sources = [*ROOT.glob("csrc/bindings/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp"), HERE / "host.cpp"]
     sources += [path for path in ROOT.glob("csrc/cuda/*.cu") if path.name != "device.cu"]  # host.cpp stands for it
     sources = sorted((replaced or {}).get(path.name, path) for path in sources)
     with ThreadPoolExecutor(2) as pool:

@@ -7,8 +7,8 @@ import torch
 
 from tests.ops.test_mining import RULES, brute_force
 from tests.ops.triplet_data import batch, labels
-from xmodal_ops.ops import _cuda_mining
-from xmodal_ops.reference import triplets as reference
+from xmodal_ops.ops.cuda import mining as cuda_mining
+from xmodal_ops.ops.portable import triplets as reference
 
 pytestmark = pytest.mark.usefixtures("emulated", "schedule")
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("emulated", "schedule")
 def check(data, exclude: bool = False, rules=RULES) -> None:
     for positive, negative, beyond in rules:
         seed = torch.tensor(3)
-        p, n, d_ap, d_an, n_pos, n_neg = _cuda_mining.mine_triplets(
+        p, n, d_ap, d_an, n_pos, n_neg = cuda_mining.mine_triplets(
             *data, positive, negative, beyond, 0.5, seed, exclude
         )
         expected = brute_force(data, positive, negative, beyond, 0.5, exclude)
@@ -46,7 +46,7 @@ def test_exact(kind, dtype, shape) -> None:
 def test_tiles_of_both_sizes_and_the_diagonal(monkeypatch) -> None:
     data = batch(140, 140, 5, 3, dtype=torch.float32)
     for tile in (64, 128):
-        monkeypatch.setattr(_cuda_mining, "choose_tile", lambda *_, tile=tile: tile)
+        monkeypatch.setattr(cuda_mining, "choose_tile", lambda *_, tile=tile: tile)
         check(data, exclude=True, rules=RULES[:1])
 
 
@@ -67,7 +67,7 @@ def test_rows_that_are_not_finite() -> None:
     anchor, ref, la, lr = batch(40, 50, 6, 3, dtype=torch.float32)
     anchor[3, 2], ref[5, 1], ref[6, 0] = torch.nan, torch.nan, torch.inf
     arguments = anchor, ref, la, lr, "hard", "hard", False, 0.0, None, False
-    for found, expected in zip(_cuda_mining.mine_triplets(*arguments), reference.mine_triplets(*arguments)):
+    for found, expected in zip(cuda_mining.mine_triplets(*arguments), reference.mine_triplets(*arguments)):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 

@@ -14,19 +14,20 @@ import sys
 import torch
 from tests.conftest import relative, views
 from tests.host import emulation
-from xmodal_ops.ops import _cuda, _cuda_trace_norm
-from xmodal_ops.reference.trace_norm import trace_norm
+from xmodal_ops.ops.cuda import driver
+from xmodal_ops.ops.cuda import trace_norm as cuda_trace_norm
+from xmodal_ops.ops.portable.trace_norm import trace_norm
 
-_cuda.native = host = emulation.module(emulation.mutant(*sys.argv[1:]) if sys.argv[1:] else None)
+driver.native = host = emulation.module(emulation.mutant(*sys.argv[1:]) if sys.argv[1:] else None)
 worst = 0.0
 for seed in range(4):
     torch.manual_seed(seed)
     host.seed(seed)
     for limit, top_k in ((8, 17), (128, 17), (8, 5)):
-        _cuda_trace_norm.SMALL = limit
+        cuda_trace_norm.SMALL = limit
         x, y = views(100, 21, 17)
         expected = trace_norm(x, y, 1e-2, 1e-2, top_k, True, True)
-        actual = _cuda_trace_norm.trace_norm(x, y, 1e-2, 1e-2, top_k, True, True)
+        actual = cuda_trace_norm.trace_norm(x, y, 1e-2, 1e-2, top_k, True, True)
         errors = [relative(a, e) for a, e in zip(actual, expected)]
         worst = max(worst, *(1.0 if e != e else e for e in errors))
 print(worst)
@@ -39,21 +40,23 @@ import torch
 from tests.conftest import relative
 from tests.host import emulation
 from tests.ops.triplet_data import batch
-from xmodal_ops.ops import _cuda, _cuda_mining, _cuda_triplets
-from xmodal_ops.reference import triplets
+from xmodal_ops.ops.cuda import driver
+from xmodal_ops.ops.cuda import mining as cuda_mining
+from xmodal_ops.ops.cuda import triplets as cuda_triplets
+from xmodal_ops.ops.portable import triplets
 
-_cuda.native = host = emulation.module(emulation.mutant(*sys.argv[1:]) if sys.argv[1:] else None)
+driver.native = host = emulation.module(emulation.mutant(*sys.argv[1:]) if sys.argv[1:] else None)
 worst = 0.0
 for seed in range(3):
     torch.manual_seed(seed)
     host.seed(seed)
     data = batch(70, 90, 33, 2)
     loss = *data, None, 0.7, "semihard", False, True, True
-    results = _cuda_triplets.triplet_margin(*loss), triplets.triplet_margin(*loss)
+    results = cuda_triplets.triplet_margin(*loss), triplets.triplet_margin(*loss)
     loss = *data, 9.0, 0.3, True, True, True
-    results += _cuda_triplets.structure_preserving(*loss), triplets.structure_preserving(*loss)
+    results += cuda_triplets.structure_preserving(*loss), triplets.structure_preserving(*loss)
     rule = *data, "hard", "random", False, 0.0, torch.tensor(1), False
-    results += _cuda_mining.mine_triplets(*rule), triplets.mine_triplets(*rule)
+    results += cuda_mining.mine_triplets(*rule), triplets.mine_triplets(*rule)
     errors = [relative(a, e) for pair in zip(results[::2], results[1::2]) for a, e in zip(*pair)]
     worst = max(worst, *(1.0 if e != e else e for e in errors))
 print(worst)

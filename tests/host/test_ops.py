@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 from tests.conftest import relative, views
-from xmodal_ops.ops import _cuda, _cuda_iterations, _cuda_moments, _cuda_trace_norm
-from xmodal_ops.reference import covariance as covariance_reference
-from xmodal_ops.reference import trace_norm as reference
-from xmodal_ops.reference import whiten as whiten_reference
+from xmodal_ops.ops.cuda import covariance as cuda_covariance
+from xmodal_ops.ops.cuda import driver
+from xmodal_ops.ops.cuda import iterations as cuda_iterations
+from xmodal_ops.ops.cuda import trace_norm as cuda_trace_norm
+from xmodal_ops.ops.portable import covariance as covariance_reference
+from xmodal_ops.ops.portable import trace_norm as reference
+from xmodal_ops.ops.portable import whiten as whiten_reference
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 # Half gradients are rounded to their 8 or 11 bits.
@@ -24,7 +27,7 @@ def check(
     accuracy = accuracy or ACCURACY[x.dtype]
     k = top_k or min(x.shape[1], y.shape[1])
     expected = reference.trace_norm(x.double(), y.double(), rx, ry, k, True, True)
-    actual = _cuda_trace_norm.trace_norm(x, y, rx, ry, k, True, True)
+    actual = cuda_trace_norm.trace_norm(x, y, rx, ry, k, True, True)
     assert actual[0].dtype == (F64 if x.dtype == F64 else F32)
     assert actual[0].ndim == 0
     assert actual[1].dtype == x.dtype
@@ -43,7 +46,7 @@ SHAPES = [(70, 21, 21), (70, 16, 37), (70, 37, 16), (600, 9, 5), (20, 1, 1), (20
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("fast_double", [True, False])
 def test_trace_norm(shape, dtype, fast_double, monkeypatch):
-    monkeypatch.setattr(_cuda, "fast_double", lambda x: fast_double)
+    monkeypatch.setattr(driver, "fast_double", lambda x: fast_double)
     # The dual side's smallest eigenvalues are lost digits where K is not in fp64.
     check(*views(*shape, dtype), accuracy=2e-5 if dtype == F32 and shape[0] <= 24 else 0)
 
@@ -58,34 +61,34 @@ BATCHES = [(4, 3, 70, 9, 17), (3, 2, 600, 5, 9), (2, 2, 600, 3, 2), (1, 2, 110, 
 @pytest.mark.parametrize("top_k", [None, 2])
 def test_batch(shape, dtype, top_k, monkeypatch):
     processors, problems, *each = shape
-    monkeypatch.setattr(_cuda, "processors", lambda x: processors)
+    monkeypatch.setattr(driver, "processors", lambda x: processors)
     x, y = (torch.stack(v) for v in zip(*(views(*each, dtype) for _ in range(problems))))
     k = top_k or min(each[1:])
-    actual = _cuda_trace_norm.trace_norm(x, y, 1e-2, 1e-1, k, True, True)
+    actual = cuda_trace_norm.trace_norm(x, y, 1e-2, 1e-1, k, True, True)
     expected = reference.trace_norm(x.double(), y.double(), 1e-2, 1e-1, k, True, True)
     assert actual[0].shape == (problems,)
-    in_single = dtype != F64 and max(each[1:]) > min(each[0], _cuda_trace_norm.SMALL_DOUBLE)
+    in_single = dtype != F64 and max(each[1:]) > min(each[0], cuda_trace_norm.SMALL_DOUBLE)
     tolerance = max(ACCURACY[dtype], (1e-3 if top_k else 2e-5) if in_single else 0)
     for a, e in zip(actual, expected):
         assert a.dtype == dtype
         assert relative(a, e) < tolerance
     if each[0] == 70:
-        alone = [_cuda_trace_norm.trace_norm(a, b, 1e-2, 1e-1, k, True, True) for a, b in zip(x, y)]
+        alone = [cuda_trace_norm.trace_norm(a, b, 1e-2, 1e-1, k, True, True) for a, b in zip(x, y)]
         assert all(torch.equal(a, torch.stack(e)) for a, e in zip(actual, zip(*alone)))
 
 
 def test_batch_of_any_strides(fenced):
     x, y = (torch.stack(v) for v in zip(*(views(40, 6, 5, F32) for _ in range(3))))
-    expected = _cuda_trace_norm.trace_norm(x, y, 1e-2, 1e-1, 5, True, True)
+    expected = cuda_trace_norm.trace_norm(x, y, 1e-2, 1e-1, 5, True, True)
     strange = (x.transpose(0, 1).contiguous().transpose(0, 1), fenced(y)), (x.mT.contiguous().mT, y)
     for pair in strange:
-        for a, e in zip(_cuda_trace_norm.trace_norm(*pair, 1e-2, 1e-1, 5, True, True), expected):
+        for a, e in zip(cuda_trace_norm.trace_norm(*pair, 1e-2, 1e-1, 5, True, True), expected):
             assert relative(a, e) < 1e-7
-    halves = _cuda_trace_norm.trace_norm(x.to(BF16), y.to(BF16), 1e-2, 1e-1, 5, True, True)
+    halves = cuda_trace_norm.trace_norm(x.to(BF16), y.to(BF16), 1e-2, 1e-1, 5, True, True)
     assert [v.dtype for v in halves] == [F32, BF16, BF16]
     assert relative(halves[1], expected[1]) < 5e-2
     one = x[:1].expand(3, -1, -1), y[:1].expand(3, -1, -1)
-    for a, e in zip(_cuda_trace_norm.trace_norm(*one, 1e-2, 1e-1, 5, True, True), expected):
+    for a, e in zip(cuda_trace_norm.trace_norm(*one, 1e-2, 1e-1, 5, True, True), expected):
         assert torch.equal(a, e[:1].expand_as(a))
 
 
@@ -98,7 +101,7 @@ def test_trace_norm_of_halves(dtype, shape):
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("shape", [(90, 70, 70), (90, 70, 13), (90, 13, 70)])
 def test_large_trace_norm(shape, dtype, monkeypatch):
-    monkeypatch.setattr(_cuda_trace_norm, "SMALL", 8)
+    monkeypatch.setattr(cuda_trace_norm, "SMALL", 8)
     check(*views(*shape, dtype))
 
 
@@ -106,7 +109,7 @@ def test_large_trace_norm(shape, dtype, monkeypatch):
 @pytest.mark.parametrize("fast_double", [True, False])
 @pytest.mark.parametrize(("shape", "top_k"), [((40, 9, 9), 4), ((40, 6, 20), 5), ((600, 7, 4), 1), ((20, 2, 3), 1)])
 def test_leading_pairs(shape, top_k, dtype, fast_double, monkeypatch):
-    monkeypatch.setattr(_cuda, "fast_double", lambda x: fast_double)
+    monkeypatch.setattr(driver, "fast_double", lambda x: fast_double)
     # A gap between neighbouring correlations of 1e-2 costs fp32 two digits.
     check(*views(*shape, dtype), top_k=top_k, accuracy=1e-3 if dtype == F32 and not fast_double else 0)
 
@@ -117,8 +120,8 @@ ROTATED = [(60, 20, 13), (60, 13, 20), (16, 20, 30), (16, 20, 7), (16, 7, 20)]
 
 @pytest.fixture
 def few_rows_a_block(monkeypatch):
-    monkeypatch.setattr(_cuda_trace_norm, "SMALL", 8)
-    monkeypatch.setattr(_cuda_iterations, "ROTATION_WIDTH", 3)
+    monkeypatch.setattr(cuda_trace_norm, "SMALL", 8)
+    monkeypatch.setattr(cuda_iterations, "ROTATION_WIDTH", 3)
 
 
 @pytest.mark.usefixtures("few_rows_a_block")
@@ -132,8 +135,8 @@ def test_leading_pairs_and_all_correlations_by_several_blocks(shape, dtype):
     wide = x.double(), y.double()
     sigma, gx, gy = reference.correlations(*wide, 1e-2, 1e-1, weights.double(), True, True)
     tolerance = 1e-9 if dtype == F64 else 1e-6
-    assert (_cuda_trace_norm.canonical_correlations(x, y, 1e-2, 1e-1, len(sigma)) - sigma).abs().max() < tolerance
-    actual = _cuda_trace_norm.canonical_correlations_backward(weights, x, y, 1e-2, 1e-1)
+    assert (cuda_trace_norm.canonical_correlations(x, y, 1e-2, 1e-1, len(sigma)) - sigma).abs().max() < tolerance
+    actual = cuda_trace_norm.canonical_correlations_backward(weights, x, y, 1e-2, 1e-1)
     for a, e in zip(actual, (gx, gy)):
         assert a.dtype == dtype
         assert relative(a, e) < tolerance
@@ -154,7 +157,7 @@ def test_leading_pairs_of_degenerate_inputs(case, rows):
         x[rows // 2 :], y[rows // 2 :] = x[: rows // 2], y[: rows // 2]
     else:
         x[3, 2] = torch.nan
-    results = _cuda_trace_norm.trace_norm(x, y, 1e-2, 1e-2, 5, True, True)
+    results = cuda_trace_norm.trace_norm(x, y, 1e-2, 1e-2, 5, True, True)
     if case == "constant":  # H = 0 has a factor only with a ridge of rounding's size
         assert max(t.abs().max().item() for t in results) < 1e-6
     elif case == "nan":
@@ -166,11 +169,11 @@ def test_leading_pairs_of_degenerate_inputs(case, rows):
 @pytest.mark.parametrize("width", [1, 3, 16])
 @pytest.mark.parametrize("shape", [(11, 11), (7, 20), (20, 6), (1, 5), (8, 8)])
 def test_singular_pairs(shape, width, monkeypatch, schedule):
-    monkeypatch.setattr(_cuda_iterations, "ROTATION_WIDTH", width)
+    monkeypatch.setattr(cuda_iterations, "ROTATION_WIDTH", width)
     t = torch.randn(shape, dtype=F64)
     if shape == (8, 8):
         t = torch.outer(t[0], t[1]) * 1e-150  # rank 1, small
-    sigma, u, v = _cuda_iterations.singular_pairs(t, 4)
+    sigma, u, v = cuda_iterations.singular_pairs(t, 4)
     exact = torch.linalg.svdvals(t)
     assert relative(sigma, exact) < 1e-13
     rank = min(4, *shape) if shape != (8, 8) else 1
@@ -181,9 +184,9 @@ def test_singular_pairs(shape, width, monkeypatch, schedule):
 
 
 def test_rows_too_long_for_a_block_are_refused():
-    assert _cuda.native.cuda_rotation_width(1024) > 4
-    assert _cuda.native.cuda_rotation_width(4096) == 3
-    assert _cuda.native.cuda_rotation_width(20_000) == 0
+    assert driver.native.cuda_rotation_width(1024) > 4
+    assert driver.native.cuda_rotation_width(4096) == 3
+    assert driver.native.cuda_rotation_width(20_000) == 0
 
 
 @pytest.mark.parametrize("dtype", [F64, BF16])
@@ -194,18 +197,18 @@ def test_canonical_correlations(shape, dtype, fenced):
     top_k = min(shape[1:])
     one = torch.ones(top_k, dtype=F64)
     expected = reference.correlations(x.double(), y.double(), 1e-2, 1e-1, one, False, False)[0]
-    actual = _cuda_trace_norm.canonical_correlations(x, y, 1e-2, 1e-1, top_k)
+    actual = cuda_trace_norm.canonical_correlations(x, y, 1e-2, 1e-1, top_k)
     assert actual.dtype == (F64 if dtype == F64 else F32)
     assert (actual - expected).abs().max() < (1e-13 if dtype == F64 else 1e-6)
-    assert torch.equal(_cuda_trace_norm.canonical_correlations(x, y, 1e-2, 1e-1, 1), actual[:1])
+    assert torch.equal(cuda_trace_norm.canonical_correlations(x, y, 1e-2, 1e-1, 1), actual[:1])
     x[1, -1] = torch.nan
-    assert _cuda_trace_norm.canonical_correlations(x, y, 1e-2, 1e-1, top_k).isnan().all()
+    assert cuda_trace_norm.canonical_correlations(x, y, 1e-2, 1e-1, top_k).isnan().all()
 
 
 def test_squares_outside_shared_memory(monkeypatch):
     """Above 64 columns in fp64 some of the block's matrices lie in the workspace."""
-    assert _cuda.native.cuda_small_workspace(64, 64, True) == 0
-    assert _cuda.native.cuda_small_workspace(97, 5, True) > 0
+    assert driver.native.cuda_small_workspace(64, 64, True) == 0
+    assert driver.native.cuda_small_workspace(97, 5, True) > 0
     check(*views(110, 97, 5, F64))
 
 
@@ -214,11 +217,11 @@ def test_every_schedule_gives_the_same_bits(host):
     results = []
     for seed in range(4):
         host.seed(seed)
-        results.append(_cuda_trace_norm.trace_norm(x, y, 1e-3, 1e-3, 10, True, True))
-        results[-1] += _cuda_trace_norm.trace_norm(x, y, 1e-3, 1e-3, 3, True, True)
-        results[-1] += _cuda_moments.covariance(x, y, 0.1, 0.2)
-        results[-1] += (_cuda_moments.whiten_backward(y, y, 0.1, True),)
-        results[-1] += _cuda_trace_norm._by_sides(x, y, 1e-3, 1e-3, torch.ones(3, dtype=F64), True, True)
+        results.append(cuda_trace_norm.trace_norm(x, y, 1e-3, 1e-3, 10, True, True))
+        results[-1] += cuda_trace_norm.trace_norm(x, y, 1e-3, 1e-3, 3, True, True)
+        results[-1] += cuda_covariance.covariance(x, y, 0.1, 0.2)
+        results[-1] += (cuda_covariance.whiten_backward(y, y, 0.1, True),)
+        results[-1] += cuda_trace_norm._by_sides(x, y, 1e-3, 1e-3, torch.ones(3, dtype=F64), True, True)
     host.seed(0)
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
 
@@ -229,8 +232,8 @@ def test_every_schedule_gives_the_same_bits(host):
     "case", ["dead", "constant", "both constant", "identical", "offset", "scales", "all small", "tiny"]
 )
 def test_degenerate_inputs(case, fast_double, limit, monkeypatch):
-    monkeypatch.setattr(_cuda, "fast_double", lambda x: fast_double)
-    monkeypatch.setattr(_cuda_trace_norm, "SMALL", limit)
+    monkeypatch.setattr(driver, "fast_double", lambda x: fast_double)
+    monkeypatch.setattr(cuda_trace_norm, "SMALL", limit)
     x, y = views(80, 20, 17, F32)
     ridge, accuracy = 1e-2, 2e-5
     if case == "dead":
@@ -251,7 +254,7 @@ def test_degenerate_inputs(case, fast_double, limit, monkeypatch):
     elif case == "tiny":
         x, y = x * 1e-3, y * 1e-3
     if "constant" in case:
-        actual = _cuda_trace_norm.trace_norm(x, y, ridge, ridge, 17, True, True)
+        actual = cuda_trace_norm.trace_norm(x, y, ridge, ridge, 17, True, True)
         assert [t.abs().max().item() for t in actual] == [0, 0, 0]
     else:
         check(x, y, ridge, ridge, accuracy)
@@ -270,11 +273,11 @@ def test_directions_without_correlation_take_the_subgradient_0(case):
 @pytest.mark.parametrize("rows", [80, 12])
 @pytest.mark.parametrize("limit", [8, 128])
 def test_what_is_not_finite_gives_nan(rows, limit, monkeypatch):
-    monkeypatch.setattr(_cuda_trace_norm, "SMALL", limit)
+    monkeypatch.setattr(cuda_trace_norm, "SMALL", limit)
     for bad in (torch.nan, torch.inf):
         x, y = views(rows, 20, 17, F32)
         x[3, 4] = bad
-        value, gx, gy = _cuda_trace_norm.trace_norm(x, y, 1e-3, 1e-3, 17, True, True)
+        value, gx, gy = cuda_trace_norm.trace_norm(x, y, 1e-3, 1e-3, 17, True, True)
         assert value.isnan()
         assert gx.isnan().any()
         assert gy.isnan().any()
@@ -284,7 +287,7 @@ def test_a_singular_covariance_gets_the_ridge_it_needs():
     """Ridge 0 and a repeated column: finite, and the value of the view without it."""
     x, y = views(80, 10, 7, F64)
     x[:, 3] = x[:, 4]
-    value, gx, gy = _cuda_trace_norm.trace_norm(x, y, 0.0, 0.0, 7, True, True)
+    value, gx, gy = cuda_trace_norm.trace_norm(x, y, 0.0, 0.0, 7, True, True)
     keep = [i for i in range(10) if i != 3]
     expected = reference.trace_norm(x[:, keep], y, 0.0, 0.0, 7, False, False)[0]
     assert value.item() == pytest.approx(expected.item(), rel=1e-6)
@@ -296,8 +299,8 @@ def test_a_singular_covariance_gets_the_ridge_it_needs():
 @pytest.mark.parametrize("rows", [80, 12])
 def test_gradients_that_nobody_needs_are_empty(need, rows):
     x, y = views(rows, 20, 17, F64)
-    value, gx, gy = _cuda_trace_norm.trace_norm(x, y, 1e-3, 1e-3, 17, *need)
-    whole = _cuda_trace_norm.trace_norm(x, y, 1e-3, 1e-3, 17, True, True)
+    value, gx, gy = cuda_trace_norm.trace_norm(x, y, 1e-3, 1e-3, 17, *need)
+    whole = cuda_trace_norm.trace_norm(x, y, 1e-3, 1e-3, 17, True, True)
     assert torch.equal(value, whole[0])
     for needed, one, other in zip(need, (gx, gy), whole[1:]):
         assert torch.equal(one, other) if needed else one.numel() == 0
@@ -309,11 +312,11 @@ class Zca(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         ctx.x = x
-        return _cuda_moments.whiten(x, 0.1, True)
+        return cuda_covariance.whiten(x, 0.1, True)
 
     @staticmethod
     def backward(ctx, grad):
-        return _cuda_moments.whiten_backward(grad, ctx.x, 0.1, True)
+        return cuda_covariance.whiten_backward(grad, ctx.x, 0.1, True)
 
 
 @pytest.mark.parametrize("shape", [(5, 2), (2, 3)])
@@ -326,7 +329,7 @@ class Differentiable(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, y):
-        value, *ctx.grads = _cuda_trace_norm.trace_norm(x, y, 0.3, 0.2, min(x.shape[1], y.shape[1]), True, True)
+        value, *ctx.grads = cuda_trace_norm.trace_norm(x, y, 0.3, 0.2, min(x.shape[1], y.shape[1]), True, True)
         return value
 
     @staticmethod
@@ -348,14 +351,14 @@ def test_covariance_and_its_backward(dtype, shape):
     wide = F64 if dtype == F64 else F32
     for second in (y, None):
         expected = covariance_reference.covariance(x.double(), None if second is None else y.double(), 0.1, 0.2)
-        actual = _cuda_moments.covariance(x, second, 0.1, 0.2)
+        actual = cuda_covariance.covariance(x, second, 0.1, 0.2)
         for a, e in zip(actual, expected):
             assert a.dtype == wide
             assert a.numel() == 0 if e is None else relative(a, e) < (1e-13 if dtype == F64 else 1e-6)
         grads = [torch.randn(a.shape, dtype=wide) for a in actual]
         wanted = covariance_reference.Covariance(*(g.double() if g.numel() else None for g in grads))
         expected = covariance_reference.covariance_backward(x.double(), None if second is None else y.double(), wanted)
-        actual = _cuda_moments.covariance_backward(x, second, *grads)
+        actual = cuda_covariance.covariance_backward(x, second, *grads)
         for a, e in zip(actual, expected):
             assert a.dtype == dtype
             assert a.numel() == 0 if e is None else relative(a, e) < max(ACCURACY[dtype], 1e-12)
@@ -365,7 +368,7 @@ def test_columns_of_any_stride():
     x, y = views(60, 30, 22, F32)
     strange = x.mT.contiguous().mT, torch.cat([y, y], 1)[:, 11:33]
     plain = [v.contiguous() for v in strange]
-    for a, b in zip(_cuda_moments.covariance(*strange, 0.1, 0.2), _cuda_moments.covariance(*plain, 0.1, 0.2)):
+    for a, b in zip(cuda_covariance.covariance(*strange, 0.1, 0.2), cuda_covariance.covariance(*plain, 0.1, 0.2)):
         assert relative(a, b) < 1e-7
     check(*strange)
 
@@ -378,9 +381,9 @@ def test_whiten_and_its_backward(shape, dtype, zca):
     grad = torch.randn_like(x)
     tolerance = 2e-6 if dtype == F32 else 1e-11
     expected = whiten_reference.whiten(x.double(), 0.1, zca)
-    assert relative(_cuda_moments.whiten(x, 0.1, zca), expected) < tolerance
+    assert relative(cuda_covariance.whiten(x, 0.1, zca), expected) < tolerance
     expected = whiten_reference.whiten_backward(grad.double(), x.double(), 0.1, zca)
-    assert relative(_cuda_moments.whiten_backward(grad, x, 0.1, zca), expected) < tolerance
+    assert relative(cuda_covariance.whiten_backward(grad, x, 0.1, zca), expected) < tolerance
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
@@ -403,7 +406,7 @@ def test_zca_of_degenerate_inputs(case, dtype):
     else:
         x, ridge = x * torch.logspace(0, -4.5, 9), 0.0
     grad = torch.randn_like(x)
-    actual = _cuda_moments.whiten(x, ridge, True), _cuda_moments.whiten_backward(grad, x, ridge, True)
+    actual = cuda_covariance.whiten(x, ridge, True), cuda_covariance.whiten_backward(grad, x, ridge, True)
     expected = (
         whiten_reference.whiten(x.double(), ridge, True),
         whiten_reference.whiten_backward(grad.double(), x.double(), ridge, True),
@@ -420,16 +423,16 @@ def test_zca_of_what_is_not_finite_or_zero_is_nan():
     for bad, rest in ((torch.nan, 1.0), (torch.inf, 1.0), (0.0, 0.0)):
         x = torch.randn(20, 4) * rest
         x[3, 2] = bad
-        assert _cuda_moments.whiten(x, 0.0, True).isnan().all()
-        assert _cuda_moments.whiten_backward(x, x, 0.0, True).isnan().all()
+        assert cuda_covariance.whiten(x, 0.0, True).isnan().all()
+        assert cuda_covariance.whiten_backward(x, x, 0.0, True).isnan().all()
 
 
 def test_roots_are_symmetric_to_the_bit():
     lower = torch.linalg.cholesky(torch.diag(torch.logspace(0, -3, 20, dtype=F64)) + 0.01).contiguous()
     right = torch.randn(20, 20, dtype=F64)
-    e = _cuda_iterations.lyapunov(lower @ lower.mT, right + right.mT)
+    e = cuda_iterations.lyapunov(lower @ lower.mT, right + right.mT)
     assert relative(lower @ lower.mT @ e + e @ lower @ lower.mT, 2 * (right + right.mT)) < 1e-12
-    for s in (*_cuda_iterations.symmetric_roots(lower), e):
+    for s in (*cuda_iterations.symmetric_roots(lower), e):
         assert torch.equal(s, s.mT)
 
 
@@ -439,5 +442,5 @@ def test_polar_factor_of_every_shape():
             t = torch.randn(shape, dtype=F64)
             t = (0.9 * t / torch.linalg.matrix_norm(t, 2)).to(dtype)
             u, _, vh = torch.linalg.svd(t.double(), full_matrices=False)
-            assert relative(_cuda_iterations.polar(t), u @ vh) < tolerance
-    assert _cuda_iterations.polar(torch.zeros(5, 4)).abs().max() == 0
+            assert relative(cuda_iterations.polar(t), u @ vh) < tolerance
+    assert cuda_iterations.polar(torch.zeros(5, 4)).abs().max() == 0

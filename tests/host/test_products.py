@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tests.conftest import relative
-from xmodal_ops.ops import _cuda
-from xmodal_ops.ops._cuda import Iteration, Product, Term, column_means, products
+from xmodal_ops.ops.cuda import driver
+from xmodal_ops.ops.cuda.driver import Iteration, Product, Term, column_means, products
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 ACCURACY = {F32: 4e-7, F64: 1e-15}
@@ -105,7 +105,7 @@ def test_shared_depth_gives_the_same(dtype):
         Product((Term(a, b),), out, a is b, alpha=1 / 599, gamma=0.5)
         for (a, b), out in zip(((x, x), (x, y), (y, y)), outs)
     ]
-    assert _cuda.choose_splits(3, 64, 600, dtype == F64, 4) > 1
+    assert driver.choose_splits(3, 64, 600, dtype == F64, 4) > 1
     products("tn", *list_)
     for (a, b), out in zip(((x, x), (x, y), (y, y)), outs):
         assert relative(out, exact("tn", a, b) / 599 + 0.5 * torch.eye(*out.shape)) < ACCURACY[dtype]
@@ -164,11 +164,11 @@ def test_an_ended_iteration_hands_its_result_on(dtype):
     assert size.item() == pytest.approx(out.double().square().sum().item())
     ratio = (moved / size).sqrt().item()
     for tolerance, left in ((0.99 * ratio, 1), (1.01 * ratio, 0)):
-        _cuda.native.cuda_settle(change.data_ptr(), 4, tolerance, active.data_ptr(), 0)
+        driver.native.cuda_settle(change.data_ptr(), 4, tolerance, active.data_ptr(), 0)
         assert active.item() == left
     active.fill_(1)
     change.fill_(torch.nan)
-    _cuda.native.cuda_settle(change.data_ptr(), 4, 1.0, active.data_ptr(), 0)
+    driver.native.cuda_settle(change.data_ptr(), 4, 1.0, active.data_ptr(), 0)
     assert active.item() == 1
 
 
@@ -177,9 +177,9 @@ def test_plans_fill_the_device_within_their_memory():
     for m, dx, dy in ((512, 64, 64), (4096, 1024, 1024), (8192, 4096, 4096), (10**7, 64, 64), (10**6, 2048, 2048)):
         shapes = [((dx, dx), True), ((dx, dy), False), ((dy, dy), True)]
         for wide in (False, True):
-            tile = _cuda.choose_tile(shapes, wide, 132)
-            tiles = sum(_cuda.count_tiles(shape, symmetric, tile) for shape, symmetric in shapes)
-            splits = _cuda.choose_splits(tiles, tile, m, wide, 132)
+            tile = driver.choose_tile(shapes, wide, 132)
+            tiles = sum(driver.count_tiles(shape, symmetric, tile) for shape, symmetric in shapes)
+            splits = driver.choose_splits(tiles, tile, m, wide, 132)
             assert tile == (128 if dx > 1024 and not wide else 64) or (dx, wide) == (1024, False)
-            assert splits == 1 or splits * tiles * tile**2 * (8 if wide else 4) <= _cuda.PARTIALS_LIMIT
+            assert splits == 1 or splits * tiles * tile**2 * (8 if wide else 4) <= driver.PARTIALS_LIMIT
             assert splits * tiles >= min(132, m // 128)

@@ -13,8 +13,8 @@ from tests.ops.test_structure_preserving import textbook as structure_textbook
 from tests.ops.test_triplet_margin import KINDS
 from tests.ops.test_triplet_margin import textbook as margin_textbook
 from tests.ops.triplet_data import SHAPES, Batch, batch, labels
-from xmodal_ops.ops import _cuda_triplets
-from xmodal_ops.reference import triplets as reference
+from xmodal_ops.ops.cuda import triplets as cuda_triplets
+from xmodal_ops.ops.portable import triplets as reference
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 pytestmark = pytest.mark.usefixtures("emulated")
@@ -22,7 +22,7 @@ Result = tuple[Tensor, ...]
 
 
 def structure(data: Batch, margin: float, needs: tuple[bool, bool] = (True, True), mean: bool = True) -> Result:
-    return _cuda_triplets.structure_preserving(*data, margin, 0.3, mean, *needs)
+    return cuda_triplets.structure_preserving(*data, margin, 0.3, mean, *needs)
 
 
 def margin_loss(
@@ -33,7 +33,7 @@ def margin_loss(
     exclude: bool = False,
     needs: tuple[bool, bool] = (True, True),
 ) -> Result:
-    return _cuda_triplets.triplet_margin(*data, weight, margin, triplets, exclude, *needs)
+    return cuda_triplets.triplet_margin(*data, weight, margin, triplets, exclude, *needs)
 
 
 LOSSES: dict[str, Callable[..., Result]] = {
@@ -91,8 +91,8 @@ def test_exact(kind: str, shape: tuple[int, ...], schedule: int) -> None:
 @pytest.mark.parametrize("tile", [64, 128])
 @pytest.mark.parametrize("dtype", [F32, F64])
 def test_chunks_of_anchors_and_tiles_of_both_sizes(dtype: torch.dtype, tile: int, monkeypatch, fenced) -> None:
-    monkeypatch.setattr(_cuda_triplets, "choose_tile", lambda *_: tile if dtype == F32 else 64)
-    monkeypatch.setattr(_cuda_triplets, "PAIRS_LIMIT", 0)
+    monkeypatch.setattr(cuda_triplets, "choose_tile", lambda *_: tile if dtype == F32 else 64)
+    monkeypatch.setattr(cuda_triplets, "PAIRS_LIMIT", 0)
     data = tuple(fenced(x) for x in batch(150, 91, 9, 4, dtype=dtype))
     tolerances = {"value": 1e-6, "gradient": 1e-5} if dtype == F32 else {}
     check_structure(data, **tolerances)
@@ -105,7 +105,7 @@ def test_positives_ranked_in_shared_memory_and_outside_give_the_same_bits(monkey
         expected = margin_loss(data, 0.7, triplets)
         for enough in (1, 64):  # for none, and for some anchors
             with monkeypatch.context() as patch:
-                patch.setattr(_cuda_triplets, "IN_SHARED", enough)
+                patch.setattr(cuda_triplets, "IN_SHARED", enough)
                 assert all(map(torch.equal, margin_loss(data, 0.7, triplets), expected))
 
 
@@ -113,7 +113,7 @@ def test_more_references_than_threads_and_shared_memory_are_made_for() -> None:
     data = batch(2, 16500, 2, 2)
     for needs in ((True, True), (False, False)):
         arguments = *data, None, 0.7, "semihard", False, *needs
-        pairs = zip(_cuda_triplets.triplet_margin(*arguments), reference.triplet_margin(*arguments))
+        pairs = zip(cuda_triplets.triplet_margin(*arguments), reference.triplet_margin(*arguments))
         arguments = *data, 2.0, 0.3, True, *needs
         pairs = (*pairs, *zip(structure(data, 2.0, needs), reference.structure_preserving(*arguments)))
         for found, expected in pairs:

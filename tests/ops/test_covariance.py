@@ -12,8 +12,8 @@ import torch
 
 from tests.conftest import relative, views
 from xmodal_ops import covariance
-from xmodal_ops.reference import covariance as reference
-from xmodal_ops.reference.covariance import gram
+from xmodal_ops.ops.portable import covariance as reference
+from xmodal_ops.ops.portable.covariance import gram
 
 
 @pytest.mark.parametrize(("m", "dx", "dy"), [(20, 5, 3), (2, 1, 4), (9, 30, 20), (300, 520, 7)])
@@ -90,7 +90,7 @@ def test_threads_share_the_work():
 def test_every_instruction_set(instructions):
     program = """
 import torch, xmodal_ops
-from xmodal_ops.reference import covariance as reference
+from xmodal_ops.ops.portable import covariance as reference
 torch.manual_seed(0)
 x, y = torch.randn(300, 45, dtype=torch.float64), torch.randn(300, 21, dtype=torch.float64)
 for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 2e-6)):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.ops.triplet_data import SHAPES, Batch, batch, labels
 from xmodal_ops import mine_triplets, pack_labels
-from xmodal_ops.reference import triplets as reference
+from xmodal_ops.ops.portable import triplets as reference
 
 PATHS = {"native": lambda *args: torch.ops.xmodal.mine_triplets(*args), "torch": reference.mine_triplets}
 RULES = [

@@ -14,7 +14,7 @@ from torch import Tensor
 import xmodal_ops
 from tests.conftest import relative, views
 from xmodal_ops import trace_norm_loss
-from xmodal_ops.reference.trace_norm import correlations, textbook
+from xmodal_ops.ops.portable.trace_norm import correlations, textbook
 
 F32, F64 = torch.float32, torch.float64
 
@@ -347,7 +347,7 @@ for m, dx, dy in ((64, 8, 8), (41, 7, 13), (300, 37, 90), (129, 128, 128), (20, 
         z = torch.randn(m, max(dx, dy), dtype=torch.float64)
         x, y = ((z[:, :d] + torch.randn(m, d)).to(dtype) for d in (dx, dy))
         a = torch.ops.xmodal.trace_norm(x, y, 1e-3, 1e-3, min(dx, dy), True, True)
-        b = xmodal_ops.reference.trace_norm.trace_norm(x.double(), y.double(), 1e-3, 1e-3, min(dx, dy), True, True)
+        b = xmodal_ops.ops.portable.trace_norm.trace_norm(x.double(), y.double(), 1e-3, 1e-3, min(dx, dy), True, True)
         for p, q in zip(a, b):
             worst = max(worst, float((p - q).norm() / q.norm()) / tolerance)
 print(xmodal_ops.build_info()["cpu"], worst)

@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.conftest import relative
 from tests.ops.triplet_data import SHAPES, batch, labels
 from xmodal_ops import max_violation_loss, triplet_margin_loss
-from xmodal_ops.reference import triplets as reference
+from xmodal_ops.ops.portable import triplets as reference
 
 PATHS = {"native": lambda *args: torch.ops.xmodal.triplet_margin(*args), "torch": reference.triplet_margin}
 KINDS = ["all", "hard", "semihard"]

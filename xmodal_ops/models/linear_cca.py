@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from ..moments import MomentAccumulator
+from ..scale.moments import MomentAccumulator
 
 Array = Any  # a tensor, or whatever np.asarray reads; SciPy's sparse matrices too
 A = TypeVar("A")

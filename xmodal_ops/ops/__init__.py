@@ -28,6 +28,6 @@ __all__ = [
 ]
 
 if _C.with_cuda:
-    from ._cuda_register import register
+    from .cuda.register import register
 
     register()

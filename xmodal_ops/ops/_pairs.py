@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _C, _checks
-from ..reference.triplets import accumulation_dtype
+from .portable.triplets import accumulation_dtype
 
 
 def pack_labels(multi_hot: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _checks
-from ..reference import trace_norm as reference
-from ..reference.covariance import accumulation_type
 from ._library import define, full_precision
+from .portable import trace_norm as reference
+from .portable.covariance import accumulation_type
 
 
 def _forward(x: Tensor, y: Tensor, rx: float, ry: float, top_k: int) -> Tensor:

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _C, _checks
-from ..reference import covariance as reference
-from ..reference.covariance import Covariance, accumulation_type
 from ._library import define, full_precision, implement
+from .portable import covariance as reference
+from .portable.covariance import Covariance, accumulation_type
 
 __all__ = ["Covariance", "covariance"]
 

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from .. import _checks
-from ..reference.triplets import accumulation_dtype
 from ._library import full_precision
 from ._pairs import poison
 from .mining import mine_triplets
+from .portable.triplets import accumulation_dtype
 from .triplet_margin import TripletStats
 
 

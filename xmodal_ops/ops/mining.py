@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _C, _checks
-from ..reference import triplets as reference
 from ._library import define, full_precision, implement
 from ._pairs import NativePairs, diagonal, two_sets
+from .portable import triplets as reference
 
 
 class MinedTriplets(NamedTuple):

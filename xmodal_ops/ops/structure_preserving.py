@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _C, _checks
-from ..reference import triplets as reference
 from ._library import define, full_precision, implement
 from ._pairs import NativePairs, gradient_fakes, two_sets
+from .portable import triplets as reference
 
 
 class StructureStats(NamedTuple):

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _C, _checks
-from ..reference import trace_norm as reference
 from ._library import define, full_precision, implement
 from .covariance import native, native_backward
+from .portable import trace_norm as reference
 
 
 def _fake(x: Tensor, y: Tensor, rx: float, ry: float, top_k: int, need_x: bool, need_y: bool) -> tuple[Tensor, ...]:

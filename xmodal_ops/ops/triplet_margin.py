@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _C, _checks
-from ..reference import triplets as reference
 from ._library import define, full_precision, implement
 from ._pairs import NativePairs, diagonal, gradient_fakes, poison, two_sets
 from .mining import mine_triplets
+from .portable import triplets as reference
 
 
 class TripletStats(NamedTuple):

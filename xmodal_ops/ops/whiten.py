@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _checks
-from ..reference import whiten as reference
 from ._library import define, full_precision
+from .portable import whiten as reference
 
 
 def _backward_fake(grad: Tensor, x: Tensor, ridge: float, zca: bool) -> Tensor:

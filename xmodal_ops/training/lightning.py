@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from ..data import PairData
-from ..large_batch import large_batch_loss
 from ..models import DCCA
+from ..scale.large_batch import large_batch_loss
 from .augment import augment
 from .config import DCCAConfig
 from .evaluation import Model, evaluate

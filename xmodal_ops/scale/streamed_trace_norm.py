@@ -8,11 +8,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import _checks, _collective
+from .. import _checks
+from ..ops._library import full_precision
+from ..ops.portable.covariance import accumulation_type
+from ..ops.portable.trace_norm import _TOLERANCE, adjoints
+from . import collective
 from .moments import MomentAccumulator
-from .ops._library import full_precision
-from .reference.covariance import accumulation_type
-from .reference.trace_norm import _TOLERANCE, adjoints
 
 
 class StreamedTraceNorm:
@@ -90,7 +91,7 @@ class GlobalTraceNorm(StreamedTraceNorm):
     ) -> None:
         super().__init__(ridge, top_k)
         self.group = group
-        self.factor = float(_collective.size(group)) if averaged else 1.0
+        self.factor = float(collective.size(group)) if averaged else 1.0
 
     def header(self) -> dict[str, object]:
         """What all processes must agree on."""
@@ -99,7 +100,7 @@ class GlobalTraceNorm(StreamedTraceNorm):
         return {**header, "function": "trace_norm_loss", "ridge": self.ridge, "top_k": self.top_k}
 
     def finish(self) -> Tensor:
-        _collective.agree(self.header, self.group)
+        collective.agree(self.header, self.group)
         return self.finish_agreed()
 
     def finish_agreed(self) -> Tensor:

@@ -1,103 +1,19 @@
-// The Python face of the native module, and the only file that knows Python. Functions take addresses,
-// shapes, strides and a stream as integers: torch, NumPy and CuPy arrays all come down to these.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <cstdint>
+// The CUDA kernels as Python functions; without them, why there are none.
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <tuple>
 #include <vector>
 
-#include "xmodal/covariance.h"
-#include "xmodal/cpu.h"
-#include "xmodal/trace_norm.h"
-#include "xmodal/triplets.h"
+#include "bindings.h"
+
 #ifdef XMODAL_WITH_CUDA
 #include "xmodal/cuda.h"
 #include "xmodal/cuda_triplets.h"
-#endif
 
-namespace py = pybind11;
-
-#ifdef XMODAL_HOST_EMULATION
-void bind_host(py::module_& module);  // tests/host/host.cpp
-#endif
+namespace cuda = xmodal::cuda;
 
 namespace {
-
-template <typename T>
-T* pointer(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-xmodal::TraceNorm trace_norm_batch(std::int64_t problems, std::int64_t m, std::int64_t dx, std::int64_t dy,
-                                   int threads) {
-  xmodal::TraceNorm batch{};
-  batch.problems = problems, batch.m = m, batch.dx = dx, batch.dy = dy, batch.threads = threads;
-  return batch;
-}
-
-void bind_cpu(py::module_& module) {
-  module.attr("TRACE_NORM_MAX_DIM") = xmodal::cpu::kTraceNormMaxDim;
-  module.def(
-      "trace_norm_workspace_bytes",
-      [](std::int64_t problems, std::int64_t m, std::int64_t dx, std::int64_t dy, int threads) {
-        return xmodal::cpu::trace_norm_workspace_bytes(trace_norm_batch(problems, m, dx, dy, threads));
-      },
-      "Bytes of workspace that trace_norm_cpu needs.");
-  module.def(
-      "trace_norm_cpu",
-      [](std::uintptr_t x, std::uintptr_t y, bool wide, std::int64_t problems, std::int64_t m, std::int64_t dx,
-         std::int64_t dy, std::int64_t x_stride, std::int64_t y_stride, std::int64_t x_problem_stride,
-         std::int64_t y_problem_stride, double rx, double ry, std::uintptr_t value, std::uintptr_t grad_x,
-         std::uintptr_t grad_y, std::uintptr_t workspace, int threads) {
-        auto batch = trace_norm_batch(problems, m, dx, dy, threads);
-        batch.x = pointer<void>(x), batch.y = pointer<void>(y);
-        batch.x_stride = x_stride, batch.y_stride = y_stride;
-        batch.x_problem_stride = x_problem_stride, batch.y_problem_stride = y_problem_stride;
-        batch.rx = rx, batch.ry = ry;
-        batch.value = pointer<double>(value), batch.grad_x = pointer<void>(grad_x);
-        batch.grad_y = pointer<void>(grad_y), batch.workspace = pointer<void>(workspace);
-        py::gil_scoped_release unlocked;
-        return wide ? xmodal::cpu::trace_norm_f64(batch) : xmodal::cpu::trace_norm_f32(batch);
-      },
-      "Trace norms and their gradients; a value is NaN, and the result false, where a covariance does not factorise.");
-  using xmodal::cpu::Views;
-  py::class_<Views>(module, "Views", "Samples of one view or two, as the covariance kernels take them.")
-      .def(py::init([](std::uintptr_t x, std::uintptr_t y, std::int64_t m, std::int64_t dx, std::int64_t dy,
-                       std::int64_t x_stride, std::int64_t y_stride, bool wide, int threads) {
-             return Views{pointer<void>(x), pointer<void>(y), m, dx, dy, x_stride, y_stride, wide, threads, nullptr};
-           }),
-           py::kw_only(), py::arg("x"), py::arg("y"), py::arg("m"), py::arg("dx"), py::arg("dy"), py::arg("x_stride"),
-           py::arg("y_stride"), py::arg("wide"), py::arg("threads"))
-      .def("workspace_size", &xmodal::cpu::covariance_workspace, py::arg("backward"),
-           "Bytes that a kernel needs; see set_workspace.")
-      .def("set_workspace", [](Views& views, std::uintptr_t address) { views.workspace = pointer<void>(address); });
-  module.def(
-      "covariance_cpu",
-      [](const Views& views, double rx, double ry, std::uintptr_t xx, std::uintptr_t xy, std::uintptr_t yy,
-         std::uintptr_t mean_x, std::uintptr_t mean_y) {
-        py::gil_scoped_release unlocked;
-        xmodal::cpu::covariance(
-            views, rx, ry,
-            {pointer<void>(xx), pointer<void>(xy), pointer<void>(yy), pointer<void>(mean_x), pointer<void>(mean_y)});
-      },
-      "Covariances and means of the views.");
-  module.def(
-      "covariance_backward_cpu",
-      [](const Views& views, std::uintptr_t weights, std::uintptr_t offset, std::uintptr_t grad_x,
-         std::uintptr_t grad_y) {
-        py::gil_scoped_release unlocked;
-        xmodal::cpu::covariance_backward(views, pointer<void>(weights), pointer<void>(offset), pointer<void>(grad_x),
-                                         pointer<void>(grad_y));
-      },
-      "Centred views times joint weights, plus an offset.");
-  module.def("instruction_set", &xmodal::cpu::instruction_set, "The instruction set that the CPU kernels run with.");
-}
-
-#ifdef XMODAL_WITH_CUDA
-namespace cuda = xmodal::cuda;
 
 // A launch that the driver refused: not the user's doing.
 void check(int error) {
@@ -269,76 +185,9 @@ void bind_triplet_losses(py::module_& module) {
                check(cuda::triplet_margin(pairs, chunk, loss, out, wide, pointer<void>(stream)));
              });
 }
-#endif
-
-void bind_triplets(py::module_& module) {
-  using namespace xmodal::cpu;
-  using Address = std::uintptr_t;
-  py::class_<Pairs>(module, "Pairs", "Two sets of embeddings and their labels, as the triplet kernels take them.")
-      .def(py::init([](Address anchor, Address ref, Address anchor_labels, Address ref_labels, std::int64_t m,
-                       std::int64_t n, std::int64_t d, std::int64_t words, bool exclude_diagonal, bool wide,
-                       int threads) {
-             return Pairs{pointer<void>(anchor),
-                          pointer<void>(ref),
-                          pointer<std::int64_t>(anchor_labels),
-                          pointer<std::int64_t>(ref_labels),
-                          m,
-                          n,
-                          d,
-                          words,
-                          exclude_diagonal,
-                          wide,
-                          threads,
-                          nullptr};
-           }),
-           py::kw_only(), py::arg("anchor"), py::arg("ref"), py::arg("anchor_labels"), py::arg("ref_labels"),
-           py::arg("m"), py::arg("n"), py::arg("d"), py::arg("words"), py::arg("exclude_diagonal"), py::arg("wide"),
-           py::arg("threads"))
-      .def("workspace_size", &workspace_size, py::arg("weights"), "Bytes that a kernel needs; see set_workspace.")
-      .def("set_workspace", [](Pairs& pairs, Address address) { pairs.workspace = pointer<void>(address); });
-  py::enum_<Positive>(module, "Positive").value("hard", Positive::hard).value("easy", Positive::easy);
-  py::enum_<Negative>(module, "Negative")
-      .value("hard", Negative::hard)
-      .value("easy", Negative::easy)
-      .value("semihard", Negative::semihard)
-      .value("random", Negative::random);
-  py::enum_<Triplets>(module, "Triplets")
-      .value("all", Triplets::all)
-      .value("hard", Triplets::hard)
-      .value("semihard", Triplets::semihard);
-  module.def(
-      "mine_triplets",
-      [](const Pairs& pairs, Positive positive, Negative negative, bool beyond_hardest, double margin,
-         std::int64_t seed, Address positive_idx, Address negative_idx, Address positive_d, Address negative_d,
-         Address positives, Address negatives) {
-        mine_triplets(pairs,
-                      {positive, negative, beyond_hardest, margin, seed, pointer<std::int64_t>(positive_idx),
-                       pointer<std::int64_t>(negative_idx), pointer<double>(positive_d), pointer<double>(negative_d),
-                       pointer<std::int64_t>(positives), pointer<std::int64_t>(negatives)});
-      },
-      py::call_guard<py::gil_scoped_release>());
-  module.def(
-      "structure_preserving",
-      [](const Pairs& pairs, Address anchor_positive, Address anchor_negative, Address ref_positive,
-         Address ref_negative, double margin, Address sums, Address anchor_grad, Address ref_grad) {
-        structure_preserving(pairs,
-                             {pointer<double>(anchor_positive), pointer<double>(anchor_negative),
-                              pointer<double>(ref_positive), pointer<double>(ref_negative), margin},
-                             {pointer<double>(sums), pointer<void>(anchor_grad), pointer<void>(ref_grad)});
-      },
-      py::call_guard<py::gil_scoped_release>());
-  module.def(
-      "triplet_margin",
-      [](const Pairs& pairs, Triplets triplets, double margin, Address weight, Address sums, Address anchor_grad,
-         Address ref_grad) {
-        triplet_margin(pairs, {triplets, margin, pointer<double>(weight)},
-                       {pointer<double>(sums), pointer<void>(anchor_grad), pointer<void>(ref_grad)});
-      },
-      py::call_guard<py::gil_scoped_release>());
-}
+}  // namespace
 
 void bind_cuda(py::module_& module) {
-#ifdef XMODAL_WITH_CUDA
   bind_products(module);
   bind_trace_norm(module);
   bind_mining(module);
@@ -347,21 +196,11 @@ void bind_cuda(py::module_& module) {
   module.def("cuda_set_device", [](int index) { check(cuda::set_device(index)); });
   module.def("cuda_archs", &xmodal::cuda::architectures, "The architectures that this binary holds code for.");
   module.def("cuda_unavailable", &xmodal::cuda::unavailable, "Why no kernel can run here; empty where one can.");
+}
 #else
+void bind_cuda(py::module_& module) {
   module.attr("with_cuda") = false;
   module.def("cuda_archs", [] { return std::vector<std::string>(); });
   module.def("cuda_unavailable", [] { return std::string("this build has no CUDA kernels"); });
-#endif
 }
-
-}  // namespace
-
-PYBIND11_MODULE(_C, module) {
-  module.doc() = "The native module of xmodal_ops.";
-  bind_cpu(module);
-  bind_triplets(module);
-  bind_cuda(module);
-#ifdef XMODAL_HOST_EMULATION
-  bind_host(module);
 #endif
-}

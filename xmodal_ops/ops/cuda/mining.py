@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference.triplets import accumulation_dtype
-from . import _cuda
-from ._cuda import address, choose_tile, column_means, matrix, processors, rows, stream
+from ..portable.triplets import accumulation_dtype
+from . import driver
+from .driver import address, choose_tile, column_means, matrix, processors, rows, stream
 
 
 class LabelledPairs:
@@ -32,8 +32,8 @@ class LabelledPairs:
         self.anchor_norms, self.ref_norms = (x.new_empty(x.shape[0], dtype=self.dtype) for x in (anchor, ref))
         views = matrix(anchor, shift), matrix(ref, shift)
         for view, norms in zip(views, (self.anchor_norms, self.ref_norms)):
-            _cuda.native.cuda_squared_norms(view, self.wide, norms.data_ptr(), self.stream)
-        self.native = _cuda.native.LabelledPairs(
+            driver.native.cuda_squared_norms(view, self.wide, norms.data_ptr(), self.stream)
+        self.native = driver.native.LabelledPairs(
             *views,
             self.anchor_norms.data_ptr(),
             self.ref_norms.data_ptr(),
@@ -70,16 +70,16 @@ def mine_triplets(
         """(index, distance, square) of each choice, a pair (positive, farthest)."""
         state = torch.zeros(len(choices), 2, m, dtype=torch.int64, device=anchor.device)
         made = [
-            _cuda.native.Choice(*c, address(floor), *(s.data_ptr() for s in part)) for c, part in zip(choices, state)
+            driver.native.Choice(*c, address(floor), *(s.data_ptr() for s in part)) for c, part in zip(choices, state)
         ]
         counted = counts.data_ptr() if count else 0
-        _cuda.native.cuda_mine(pairs.native, made, counted, pairs.wide, tile, pairs.stream)
+        driver.native.cuda_mine(pairs.native, made, counted, pairs.wide, tile, pairs.stream)
         results = []
         for choice in made:
             index = torch.empty(m, dtype=torch.int64, device=anchor.device)
             distance, square = anchor.new_empty(m, dtype=pairs.dtype), anchor.new_empty(m, dtype=torch.float64)
             targets = index.data_ptr(), distance.data_ptr(), square.data_ptr()
-            _cuda.native.cuda_mined(pairs.native, choice, *targets, pairs.wide, pairs.stream)
+            driver.native.cuda_mined(pairs.native, choice, *targets, pairs.wide, pairs.stream)
             results.append((index, distance, square))
         return results
 
@@ -89,7 +89,7 @@ def mine_triplets(
         ((index, distance, _),) = look(first, count=True)
         found_index, found_distance = torch.empty_like(index), torch.empty_like(distance)
         targets = found_index.data_ptr(), found_distance.data_ptr()
-        _cuda.native.cuda_draw_negatives(pairs.native, int(seed), *targets, pairs.wide, pairs.stream)
+        driver.native.cuda_draw_negatives(pairs.native, int(seed), *targets, pairs.wide, pairs.stream)
         return index, found_index, distance, found_distance, *counts.long().unbind()
     if negative != "semihard":
         chosen, found = look(first, (False, negative == "easy"), count=True)

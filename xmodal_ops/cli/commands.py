@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from .data import NAMES, DataError, PairData
-from .training import DCCAConfig, Interrupted, RunDirectory, UserError
+from ..data import NAMES, DataError, PairData
+from ..training import DCCAConfig, Interrupted, RunDirectory, UserError
 
 GLYPHS: dict[str, Any] = {"data": "glyphs"}
 out = Console()
@@ -86,8 +86,8 @@ def demo(
 
     Example: [bold]xmodal demo --json demo.json[/bold]
     """
-    from .training import evaluate as evaluate_model
-    from .training import select_linear_cca, train_dcca
+    from ..training import evaluate as evaluate_model
+    from ..training import select_linear_cca, train_dcca
 
     run = _prepare(output, json_file, device)
     config = DCCAConfig.preset("glyphs", **_given(epochs=epochs, seed=seed))
@@ -144,7 +144,7 @@ def train_dcca_command(
 
     [bold]xmodal train dcca --resume --output runs/glyphs[/bold]
     """
-    from .training import train_dcca
+    from ..training import train_dcca
 
     options = _given(
         seed=seed, epochs=epochs, batch_size=batch_size, output_dim=output_dim, ridge=ridge, top_k=top_k, power=power,
@@ -185,7 +185,7 @@ def linear_cca_command(
 
     Example: [bold]xmodal train linear-cca --data wikipedia --path DIR[/bold]
     """
-    from .training import train_linear_cca
+    from ..training import train_linear_cca
 
     source = {**GLYPHS, **_source(data, path, font)}
     run = _new_run("linear_cca", source, output, overwrite, json_file)
@@ -229,7 +229,7 @@ def train_acmr_command(
 
     [bold]xmodal train acmr --resume --output runs/acmr-glyphs[/bold]
     """
-    from .training import ACMRConfig, train_acmr, train_acmr_seeds
+    from ..training import ACMRConfig, train_acmr, train_acmr_seeds
 
     options = _given(
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, reversal=reversal, patience=patience,
@@ -284,8 +284,8 @@ def benchmark(
 
     Example: [bold]xmodal benchmark --data wikipedia --path DIR --seeds 5 --json benchmark.json[/bold]
     """
-    from .training import report
-    from .training.benchmark import benchmark as run_benchmark
+    from ..training import report
+    from ..training.benchmark import benchmark as run_benchmark
 
     if seeds < 1:
         raise UserError(f"--seeds must be at least 1, got {seeds}")
@@ -321,8 +321,8 @@ def evaluate(
 
     Example: [bold]xmodal evaluate runs/demo --split validation --json figures.json[/bold]
     """
-    from .training import check_shapes, load_run
-    from .training import evaluate as evaluate_model
+    from ..training import check_shapes, load_run
+    from ..training import evaluate as evaluate_model
 
     if split not in ("test", "validation", "train"):
         raise UserError(f"split must be test, validation or train, got {split!r}")
@@ -337,7 +337,7 @@ def evaluate(
 @app.command()
 def info(json_file: Json = None) -> None:
     """Versions, devices, compiled architectures, and the path that each op takes."""
-    from ._build import build_info, describe
+    from .._build import build_info, describe
 
     if json_file is not None:
         _write(json_file, build_info())
@@ -394,7 +394,7 @@ def _new_run(
 
 def _prepare(output: Path, json_file: Path | None, device: str) -> RunDirectory:
     """Everything that can be refused before time is spent on data and training."""
-    from .training import pick_device
+    from ..training import pick_device
 
     pick_device(device)
     run = RunDirectory(output)
@@ -405,7 +405,7 @@ def _prepare(output: Path, json_file: Path | None, device: str) -> RunDirectory:
 
 
 def _load(source: Mapping[str, Any]) -> PairData:
-    from .data import load
+    from ..data import load
 
     kind = source["data"]
     options = _given(path=source.get("path"), fonts=source.get("fonts"))
@@ -423,7 +423,7 @@ def _load(source: Mapping[str, Any]) -> PairData:
 
 
 def _show(results: Mapping[str, Mapping[str, Any]], data: PairData, split: str, json_file: Path | None) -> None:
-    from .training import report
+    from ..training import report
 
     gallery = next(iter(results.values()))["gallery"]
     out.print(report.table(results, f"{data.name}, {split} split, gallery of {gallery:,}"))

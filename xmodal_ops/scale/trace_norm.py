@@ -10,8 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .. import _collective, nn
-from .._streamed import GlobalTraceNorm
+from .. import nn
+from . import collective
+from .streamed_trace_norm import GlobalTraceNorm
 
 
 class _GlobalTraceNorm(torch.autograd.Function):
@@ -64,7 +65,7 @@ def trace_norm_loss(
         norms[0].update(x, y)
         return norms[0].header()
 
-    _collective.agree(header, group)
+    collective.agree(header, group)
     loss: Tensor = _GlobalTraceNorm.apply(x, y, norms[0])
     return loss
 

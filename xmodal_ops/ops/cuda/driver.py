@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .. import _C
+from ... import _C
 
 # The module whose kernels are called; tests/host puts the emulated one here, and calls with CPU tensors.
 native: Any = _C

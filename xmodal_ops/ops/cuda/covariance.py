@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..reference.covariance import accumulation_type
-from ._cuda import Product, Term, column_means, fast_double, product, products, rows
-from ._cuda_iterations import lyapunov, symmetric_roots
+from ..portable.covariance import accumulation_type
+from .driver import Product, Term, column_means, fast_double, product, products, rows
+from .iterations import lyapunov, symmetric_roots
 
 
 def moments(

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference.triplets import accumulation_dtype, count_pairs, structure_weights
-from . import _cuda
-from ._cuda import Product, Term, address, choose_tile, processors, products, rows
-from ._cuda_mining import LabelledPairs
+from ..portable.triplets import accumulation_dtype, count_pairs, structure_weights
+from . import driver
+from .driver import Product, Term, address, choose_tile, processors, products, rows
+from .mining import LabelledPairs
 
 PAIRS_LIMIT = 32 << 20  # bytes of pairs that are held at once, so that they stay in the L2 cache; but
 LEAST_ROWS = 128  # fewer anchors would read and write the references' gradients too often
@@ -57,7 +57,7 @@ def weighted_structure_preserving(
     coefficients = [w.data_ptr() for w in weights]
 
     def weigh(pairs: LabelledPairs, chunk: Any, out: Any) -> None:
-        _cuda.native.cuda_structure_preserving(
+        driver.native.cuda_structure_preserving(
             pairs.native, chunk, *coefficients, margin, out, pairs.wide, pairs.stream
         )
 
@@ -86,7 +86,7 @@ def triplet_margin(
     counts = ref.new_empty(workspace, 2 if triplets == "semihard" else 1, capacity, dtype=torch.int32)
 
     def weigh(pairs: LabelledPairs, chunk: Any, out: Any) -> None:
-        _cuda.native.cuda_triplet_margin(
+        driver.native.cuda_triplet_margin(
             pairs.native,
             chunk,
             TRIPLETS[triplets],
@@ -150,13 +150,13 @@ def _sweep(
     others = ref.new_zeros(n, dtype=torch.float64)
     grad_anchor = anchor.new_empty(anchor.shape if need_anchor else (0,), dtype=dtype)
     grad_ref = ref.new_empty(ref.shape if need_ref else (0,), dtype=dtype)
-    out = _cuda.native.AnchorSums(sums.data_ptr(), own.data_ptr() if need_anchor or need_ref else 0)
+    out = driver.native.AnchorSums(sums.data_ptr(), own.data_ptr() if need_anchor or need_ref else 0)
     tile = choose_tile([((step, n), False)], pairs.wide, processors(anchor))
     for first in range(0, m, step):
         part = slice(first, min(first + step, m))
         count = part.stop - first
-        chunk = _cuda.native.Chunk(first, count, weights.data_ptr(), weights.stride(0))
-        _cuda.native.cuda_measure(pairs.native, chunk, pairs.wide, tile, pairs.stream)
+        chunk = driver.native.Chunk(first, count, weights.data_ptr(), weights.stride(0))
+        driver.native.cuda_measure(pairs.native, chunk, pairs.wide, tile, pairs.stream)
         weigh(pairs, chunk, out)
         w = weights[:count, :n]
         if need_anchor:

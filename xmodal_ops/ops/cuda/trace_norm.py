@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..reference import trace_norm as portable
-from ..reference.covariance import accumulation_type
-from . import _cuda
-from ._cuda import Product, Term, column_means, matrix, product, products, rows, stream
-from ._cuda_iterations import polar, roots, rotates, singular_pairs
-from ._cuda_moments import factor, inverse_factor, moments
-from .canonical_correlations import _backward as portable_correlations_backward
-from .canonical_correlations import _forward as portable_correlations
+from ..canonical_correlations import _backward as portable_correlations_backward
+from ..canonical_correlations import _forward as portable_correlations
+from ..portable import trace_norm as portable
+from ..portable.covariance import accumulation_type
+from . import driver
+from .covariance import factor, inverse_factor, moments
+from .driver import Product, Term, column_means, matrix, product, products, rows, stream
+from .iterations import polar, roots, rotates, singular_pairs
 
 SMALL = 128  # columns up to which one block does all the algebra
 SMALL_DOUBLE = 64  # and up to which, where fp64 is fast, it does so in fp64: conditioning then costs no digits
@@ -115,7 +115,7 @@ def canonical_correlations_backward(grad: Tensor, x: Tensor, y: Tensor, rx: floa
 
 
 def _small_type(x: Tensor, y: Tensor) -> torch.dtype:
-    wide = max(x.shape[-1], y.shape[-1]) <= SMALL_DOUBLE and _cuda.fast_double(x)
+    wide = max(x.shape[-1], y.shape[-1]) <= SMALL_DOUBLE and driver.fast_double(x)
     return torch.float64 if wide else accumulation_type(x.dtype)
 
 
@@ -125,8 +125,8 @@ def _one_block(
     """The kernel behind `small`; results are value, gxx, gxy, gyx, gyy. Gives the views' shifts."""
     dtype = _small_type(x, y)
     wide = dtype == torch.float64
-    problems, processors = _cuda.problems_of(x), _cuda.processors(x)
-    outside = _cuda.native.cuda_small_workspace(x.shape[-1], y.shape[-1], wide)
+    problems, processors = driver.problems_of(x), driver.processors(x)
+    outside = driver.native.cuda_small_workspace(x.shape[-1], y.shape[-1], wide)
     blocks = min(problems, processors) if outside else problems  # what is outside is there once a block
     workspace = x.new_empty(blocks * outside, dtype=dtype)
     given: list[Tensor | None] = [None, None, None]
@@ -134,14 +134,14 @@ def _one_block(
         shifts = [v.new_empty((*v.shape[:-2], 2, v.shape[-1]), dtype=dtype) for v in (x, y)]
     else:
         *given, shifts = moments(x, y, rx, ry, dtype)
-    _cuda.native.cuda_small_trace_norm(
+    driver.native.cuda_small_trace_norm(
         matrix(x, shifts[0]),
         matrix(y, shifts[1]),
-        *map(_cuda.address, given),
+        *map(driver.address, given),
         rx,
         ry,
         top_k,
-        *map(_cuda.address, (sigma, *results, workspace)),
+        *map(driver.address, (sigma, *results, workspace)),
         problems,
         blocks,
         wide,
@@ -254,7 +254,7 @@ def _results(x: Tensor, y: Tensor, need_x: bool, need_y: bool) -> tuple[Tensor, 
 
 def _kernel_type(x: Tensor, weights: Tensor | None) -> torch.dtype:
     """fp64 where it is fast: K loses m·ε of its smallest eigenvalues' digits, and costs little beside the rest."""
-    wide = weights is not None or _cuda.fast_double(x)
+    wide = weights is not None or driver.fast_double(x)
     return torch.float64 if wide else accumulation_type(x.dtype)
 
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
-from . import _collective
-from ._streamed import StreamedTraceNorm
-from .distributed import TraceNormLoss as GlobalTraceNormLoss
-from .nn import TraceNormLoss
-from .reference.covariance import accumulation_type
+from ..nn import TraceNormLoss
+from ..ops.portable.covariance import accumulation_type
+from . import collective
+from .streamed_trace_norm import StreamedTraceNorm
+from .trace_norm import TraceNormLoss as GlobalTraceNormLoss
 
 
 def large_batch_loss(
@@ -64,7 +64,7 @@ def large_batch_loss(
     """
     module = networks if isinstance(networks, nn.Module) else _PerView(networks)
     if isinstance(loss, GlobalTraceNormLoss):
-        _collective.agree(lambda: _check(module, batch, chunk_size), loss.group)
+        collective.agree(lambda: _check(module, batch, chunk_size), loss.group)
     else:
         _check(module, batch, chunk_size)
     own = [p for p in module.parameters() if p.requires_grad]

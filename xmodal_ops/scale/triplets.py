@@ -16,10 +16,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .. import _checks, _collective
+from .. import _checks
 from ..ops._library import full_precision
 from ..ops._pairs import poison, two_sets
-from ..reference.triplets import accumulation_dtype, count_pairs, structure_weights
+from ..ops.portable.triplets import accumulation_dtype, count_pairs, structure_weights
+from . import collective
 
 
 class _Job:
@@ -40,7 +41,7 @@ class _Job:
             rows = own.detach().contiguous() if rank == self.rank else own.new_empty(self.sizes[rank], *own.shape[1:])
             return rows, dist.broadcast(rows, self._global(rank), group=self.group, async_op=True)
 
-        with _collective.answering():
+        with collective.answering():
             following = send(0)
             for rank in range(self.world):
                 rows, arrival = following
@@ -56,14 +57,14 @@ class _Job:
     def reduce_to(self, rank: int, rows: Tensor) -> Tensor | None:
         """On the given rank the sum of what all ranks hold, None on the others."""
         rows = rows.contiguous()
-        with _collective.answering():
+        with collective.answering():
             dist.reduce(rows, self._global(rank), group=self.group)
         return rows if rank == self.rank else None
 
     def total(self, *numbers: Tensor) -> Tensor:
         """Sums of scalars over all ranks, in double precision."""
         sums = torch.stack([n.double() for n in numbers])
-        with _collective.answering():
+        with collective.answering():
             dist.all_reduce(sums, group=self.group)
         return sums
 
@@ -96,7 +97,7 @@ def _agree(
             **options,
         }
 
-    headers = _collective.agree(describe, group)
+    headers = collective.agree(describe, group)
     anchors, refs = zip(*(header["rows"] for header in headers))
     return checked[0], _Job(anchors, group), _Job(refs, group), headers[0]["requires_grad"]
 

@@ -9,9 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import _checks, _collective
-from .ops import Covariance, covariance
-from .reference.covariance import accumulation_type, ridged
+from .. import _checks
+from ..ops import Covariance, covariance
+from ..ops.portable.covariance import accumulation_type, ridged
+from . import collective
 
 # Rows whose products are summed in the chunk's own precision; fp64 takes over from there.
 _ROWS = 16384
@@ -126,15 +127,15 @@ class MomentAccumulator:
         Raises ValueError on every rank where one has seen no rows or where columns or dtypes differ; RuntimeError
         where a process does not answer within the group's timeout.
         """
-        _collective.agree(self.header, group)
+        collective.agree(self.header, group)
         self.reduce(group)
 
     @torch.no_grad()
     def reduce(self, group: dist.ProcessGroup | None) -> None:
         """`all_reduce` for accumulators that are known to fit."""
         own = torch.cat([self.mean_x.new_tensor([self.count]), self.mean_x, self.mean_y])
-        gathered = [torch.empty_like(own) for _ in range(_collective.size(group))]
-        with _collective.answering():
+        gathered = [torch.empty_like(own) for _ in range(collective.size(group))]
+        with collective.answering():
             dist.all_gather(gathered, own, group=group)
         every = torch.stack(gathered)
         counts, means = every[:, 0], every[:, 1:]
@@ -143,7 +144,7 @@ class MomentAccumulator:
         for total, u, v in ((self.xx, dx, dx), (self.xy, dx, dy), (self.yy, dy, dy)):
             total.addr_(u, v, alpha=self.count)  # about the common mean, where sums simply add up
         flat = torch.cat([self.xx.flatten(), self.xy.flatten(), self.yy.flatten()])
-        with _collective.answering():
+        with collective.answering():
             dist.all_reduce(flat, group=group)
         for total, part in zip(
             (self.xx, self.xy, self.yy), flat.split([self.xx.numel(), self.xy.numel(), self.yy.numel()])

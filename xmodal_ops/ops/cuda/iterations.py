@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _cuda
-from ._cuda import Iteration, Product, Term, count_tiles, product, products, stream
+from . import driver
+from .driver import Iteration, Product, Term, count_tiles, product, products, stream
 
 POLAR_EXPRESS_STEPS = 8
 ROOT_STEPS = 16  # of `roots`: correlations down to 1e-6
@@ -24,21 +24,21 @@ class _Flag:
 
     def __init__(self, result: Tensor, symmetric: bool) -> None:
         shape, wide = (result.shape[0], result.shape[1]), result.dtype == torch.float64
-        self.tile = _cuda.choose_tile([(shape, symmetric)], wide, _cuda.processors(result))
+        self.tile = driver.choose_tile([(shape, symmetric)], wide, driver.processors(result))
         self.tiles = count_tiles(shape, symmetric, self.tile)
         self.active = torch.ones(1, dtype=torch.int32, device=result.device)
         self.change = torch.empty(2 * self.tiles, dtype=torch.float64, device=result.device)
         self.tolerance = TOLERANCE[result.dtype]
 
-    def step(self, layout: _cuda.Layout, product: Product, previous: Tensor | None = None) -> None:
+    def step(self, layout: driver.Layout, product: Product, previous: Tensor | None = None) -> None:
         """One product of a step; where the iteration has ended, out becomes `previous` or stays as it is."""
         products(layout, product, may_split=False, iteration=Iteration(self.active, previous))
 
-    def judged_step(self, layout: _cuda.Layout, product: Product, previous: Tensor) -> None:
+    def judged_step(self, layout: driver.Layout, product: Product, previous: Tensor) -> None:
         """The step's result: the iteration ends where it hardly differs from the previous one."""
         watch = Iteration(self.active, previous, self.change)
         products(layout, product, may_split=False, iteration=watch, tile=self.tile)
-        _cuda.native.cuda_settle(
+        driver.native.cuda_settle(
             self.change.data_ptr(), self.tiles, self.tolerance, self.active.data_ptr(), stream(previous)
         )
 
@@ -52,7 +52,7 @@ def polar(t: Tensor) -> Tensor:
     following = torch.empty_like(t)
     gram, step = t.new_empty((side, side)), t.new_empty((side, side))
     flag = _Flag(t, False)
-    for i, (a, b, c) in enumerate(_cuda.native.polar_steps(t.dtype == torch.float64)):
+    for i, (a, b, c) in enumerate(driver.native.polar_steps(t.dtype == torch.float64)):
         flag.step("tn" if tall else "nt", Product((Term(now, now),), gram, True))
         flag.step("nn", Product((Term(gram, gram),), step, True, c, b, a, gram))
         result = Product((Term(now, step) if tall else Term(step, now),), following)
@@ -81,7 +81,7 @@ def symmetric_roots(lower: Tensor) -> tuple[Tensor, Tensor]:
 def roots(n: Tensor) -> tuple[Tensor, Tensor]:
     """N^½ and N^−½ of a matrix with real eigenvalues in [0, 1], by products; of 0 the latter is large, not infinite."""
     root, inverse = n, torch.eye(n.shape[0], dtype=n.dtype, device=n.device)
-    for a, b, c in _cuda.native.polar_steps(True)[:ROOT_STEPS]:
+    for a, b, c in driver.native.polar_steps(True)[:ROOT_STEPS]:
         square = inverse @ root
         step = torch.addmm(square, square, square, beta=b, alpha=c)
         step.diagonal().add_(a)
@@ -100,7 +100,7 @@ def lyapunov(r: Tensor, right: Tensor) -> Tensor:
     next_y, next_e = torch.empty_like(y), torch.empty_like(e)
     square, step, left, mixed, both = (torch.empty_like(y) for _ in range(5))
     flag = _Flag(e, True)
-    for i, (a, b, c) in enumerate(_cuda.native.polar_steps(True)):
+    for i, (a, b, c) in enumerate(driver.native.polar_steps(True)):
         flag.step("nn", Product((Term(y, y),), square, True))
         flag.step("nn", Product((Term(square, square),), step, True, c, b, a, square))
         flag.step("nn", Product((Term(square, e),), left))
@@ -117,7 +117,7 @@ def lyapunov(r: Tensor, right: Tensor) -> Tensor:
 
 def rotates(x: Tensor, y: Tensor) -> bool:
     """Whether `singular_pairs` can serve views of these sizes: two rows have to fit into a block's shared memory."""
-    return bool(_cuda.native.cuda_rotation_width(max(x.shape[1], y.shape[1])) > 0)
+    return bool(driver.native.cuda_rotation_width(max(x.shape[1], y.shape[1])) > 0)
 
 
 def singular_pairs(t: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,9 +130,9 @@ def singular_pairs(t: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         return sigma, u, v
     rows = t.clone(memory_format=torch.contiguous_format)
     count, length = t.shape
-    width = min(_cuda.native.cuda_rotation_width(length), ROTATION_WIDTH, -(-count // 2))
+    width = min(driver.native.cuda_rotation_width(length), ROTATION_WIDTH, -(-count // 2))
     rotated = torch.zeros(SWEEPS, dtype=torch.int32, device=t.device)
-    _cuda.native.cuda_orthogonalise_rows(rows.data_ptr(), count, length, width, SWEEPS, rotated.data_ptr(), stream(t))
+    driver.native.cuda_orthogonalise_rows(rows.data_ptr(), count, length, width, SWEEPS, rotated.data_ptr(), stream(t))
     sigma, order = torch.linalg.vector_norm(rows, dim=1).sort(descending=True)
     leading = sigma[:k]
     inverse = torch.where(leading > 1e-14 * sigma[0], 1.0 / leading, 0.0)

@@ -11,8 +11,8 @@ gives the others a RuntimeError at once, and where one hangs, after the timeout 
 after the timeout.
 """
 
-from .._collective import answering
-from .trace_norm import TraceNormLoss, trace_norm_loss
-from .triplets import structure_preserving_loss, triplet_margin_loss
+from .scale.collective import answering
+from .scale.trace_norm import TraceNormLoss, trace_norm_loss
+from .scale.triplets import structure_preserving_loss, triplet_margin_loss
 
 __all__ = ["TraceNormLoss", "answering", "structure_preserving_loss", "trace_norm_loss", "triplet_margin_loss"]
