@@ -161,7 +161,7 @@ def test_errors_name_what_was_found_and_what_is_needed(tmp_path):
     np.savez(tmp_path / "a.npz", **{**arrays, "train_txt": arrays["train_txt"][:-1]})
     refused("pascal-sentence", "train text must have as many rows as image, 30, got 29")
     (tmp_path / "a.npz").write_bytes(b"PK nothing")
-    refused("pascal-sentence", "a.npz is damaged, or no .npz file")
+    refused("pascal-sentence", "a.npz: damaged, or not a .npz file")
     (tmp_path / "a.npz").unlink()
     refused("flickr30k", "must hold one dataset_*.json, found 0")
     karpathy(tmp_path, {"feats": np.ones((7, 29))})

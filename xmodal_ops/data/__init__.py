@@ -16,10 +16,16 @@ NAMES = (
 
 
 def load(name: str | os.PathLike[str], **options: Any) -> PairData:
-    """A data set by its name, one of NAMES, or a pair file (npz, HDF5, mat) by its path.
+    """Loads a data set by its name, or a pair file (npz, HDF5, mat) by its path.
 
-    `options` go to glyphs.load, wikipedia.load or collections.load (which need `path`, the directory or file), or
-    files.read; `seed` is common to all. "wikipedia-1300" is the split of 1,300 and 1,566 pairs.
+    Args:
+        name: one of NAMES, or the path of a pair file. "wikipedia-1300" is the split into 1,300 and 1,566 pairs.
+        **options: arguments of `glyphs.load`, `wikipedia.load`, `collections.load` or `files.read`; all take `seed`.
+            Wikipedia and the published collections need `path`, a directory or file.
+
+    Raises:
+        ValueError: the name is unknown, or `path` is missing.
+        DataError: the files cannot be used.
     """
     if name == "glyphs":
         from . import glyphs
@@ -29,7 +35,7 @@ def load(name: str | os.PathLike[str], **options: Any) -> PairData:
         from . import wikipedia
 
         if options.get("path") is None:
-            raise ValueError(f"{name} needs path, the directory of raw_features.mat and its lists, got none")
+            raise ValueError(f"{name} needs path, the directory that holds raw_features.mat and its lists, got none")
         return wikipedia.load(**options, split="1300" if name == "wikipedia-1300" else "official")
     if name in NAMES:
         from . import collections

@@ -1,9 +1,8 @@
-"""Pair files: features of your own in one npz, HDF5 or mat file."""
+"""Pair files: your own features in one npz, HDF5 or mat file."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,45 +12,45 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .._images import unit_range
 from .pairs import DataError, PairData, PairSet, one_line
+from .roles import ROLES, SPLIT_OF, SPLITS, ByRole, by_role, lacks, role_of
 
 Array = npt.NDArray[Any]
-
-ROLES = {
-    "image": "image images img imgs image_features img_features visual x i v",
-    "text": "text texts txt txts text_features txt_features y t",
-    "labels": "labels label lab l targets target",
-    "names": "names name",
-    "classes": "classes class_names label_names categories",
-    "split": "split splits",
-    "rows": "rows idx index indices",  # of one split, which may stand alone: train, test_idx
-}
-SPLITS = {"train": "train training tr", "validation": "validation valid val dev", "test": "test testing te"}
-
-_ROLE = {alias: role for role, aliases in ROLES.items() for alias in aliases.split()}
-_SPLIT = {alias: split for split, aliases in SPLITS.items() for alias in aliases.split()}
 
 
 def read(path: str | os.PathLike[str], *, seed: int = 0, fractions: tuple[float, float] = (0.1, 0.1)) -> PairData:
     """Reads a pair file: .npz, .h5 or .hdf5, .mat (any version).
 
-    What it holds goes by the names of its arrays, upper or lower case:
-        image   (n, dv) features, (n, c, H, W) or (n, H, W) pictures (uint8 ones are divided by 255)
-        text    (n, dt) features, such as TF-IDF; sparse ones in .mat too
-        labels  optional: (n,) classes, counted from 0 or strings, or (n, C) of 0 and 1, any number per row
-        names   optional: (n,) strings, what each pair is called
-        classes optional: (C,) strings, what each label is called
-    or by one of the other names in ROLES, such as img, txt, label; X and Y stand for image and text.
+    The names of its arrays say what they hold, in upper or lower case:
 
-    The split, in the order of precedence:
-        arrays per split     image_train, test_image, I_tr, train/image, ...: by the names of SPLITS
-        split                (n,) of "train", "validation", "test"
-        train, test, ...     row numbers, counted from 0, or (n,) bool
-        none of them         `fractions` of the pairs for validation and test, drawn by `seed`
-    Where only validation is missing, the same fraction of the training pairs is taken for it.
+    * `image`: (n, dv) features, or (n, c, H, W) or (n, H, W) images (uint8 ones are divided by 255).
+    * `text`: (n, dt) features, such as TF-IDF; they may be sparse in .mat.
+    * `labels` (optional): (n,) classes, counted from 0 or strings, or (n, C) of 0 and 1, any number per row.
+    * `names` (optional): (n,) strings, the name of each pair.
+    * `classes` (optional): (C,) strings, the name of each class.
 
-    Raises DataError, one line that begins with the path, for a file that is missing, damaged or something
-    else, for missing arrays (naming those found), and for what PairSet and PairData refuse.
+    `roles.ROLES` lists the other accepted names, such as img, txt, label; X and Y stand for image and text.
+
+    The split is given by the first of these that is present:
+
+    * arrays per split: `image_train`, `test_image`, `I_tr`, `train/image`, ... (`roles.SPLITS` lists the words);
+    * `split`: (n,) of "train", "validation", "test";
+    * `train`, `test`, `validation`: row numbers, counted from 0, or (n,) bool;
+    * otherwise `fractions` of the pairs are drawn for validation and test.
+
+    Args:
+        path: the file.
+        seed: draws the validation and test pairs that the file does not declare.
+        fractions: the fractions of validation and test pairs. If only validation is missing, the first fraction of
+            the training pairs becomes the validation split.
+
+    Returns:
+        The data set, named after the file.
+
+    Raises:
+        DataError: one line that begins with the path: the file is missing, damaged or of another format, arrays are
+            missing (the message names those found), or `PairSet` or `PairData` refuses them.
     """
     path = Path(path)
     found = arrays(path)
@@ -61,42 +60,30 @@ def read(path: str | os.PathLike[str], *, seed: int = 0, fractions: tuple[float,
         raise DataError(f"{path}: {error}") from None
 
 
-def _role(name: str) -> tuple[str, str] | None:
-    """Which array this is by its name: (split or "", role); None for one of no concern."""
-    words = re.split(r"[^a-z0-9]+", name.lower())
-    splits = [_SPLIT[word] for word in words if word in _SPLIT]
-    role = _ROLE.get("_".join(word for word in words if word not in _SPLIT) or "rows")
-    if role is None or len(splits) > 1 or (role == "rows" and not splits):
-        return None
-    return (splits[0] if splits else ""), role
-
-
-def arrays(path: Path) -> dict[tuple[str, str], Array]:
-    """The arrays of a file by split and role; those of no concern are not read."""
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
+def arrays(path: Path) -> ByRole:
+    """The arrays of a pair file by split and role; arrays without a role are not read."""
+    if path.suffix.lower() not in READERS:
         raise DataError(f"{path}: a pair file ends in {', '.join(READERS)}")
     if not path.exists():
         raise DataError(f"{path}: no such file")
-    # A damaged file makes them raise almost anything: zlib.error, BadZipFile, KeyError, MemoryError, ...
     try:
-        contents = reader(path, lambda name: _role(name) is not None)
-    except Exception as error:
-        raise DataError(f"{path}: damaged, or not a {path.suffix} file ({one_line(error)})") from None
-    found: dict[tuple[str, str], Array] = {}
-    name_of: dict[tuple[str, str], str] = {}
-    for name, array in contents.items():
-        key = _role(name)
-        if key is None or array is None:
-            continue
-        if key in found:
-            raise DataError(f"{path}: {name_of[key]} and {name} both mean {' '.join(key).strip()}")
-        found[key], name_of[key] = array, name
-    for role in ("image", "text"):
-        if not any(r == role for _, r in found):
-            aliases, names = ", ".join(ROLES[role].split()[1:]), ", ".join(sorted(contents)[:20])
-            raise DataError(f"{path}: needs an array {role} (or {aliases}), found {names or 'none'}")
+        contents = contents_of(path, lambda name: role_of(name) is not None)
+        found = by_role(contents)
+        for role in ("image", "text"):
+            if lacks(found, role):
+                aliases, names = ", ".join(ROLES[role].split()[1:]), ", ".join(sorted(contents)[:20])
+                raise DataError(f"needs an array {role} (or {aliases}), found {names or 'none'}")
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     return found
+
+
+def contents_of(path: Path, wanted: Callable[[str], bool]) -> dict[str, Array | None]:
+    """All arrays of a file by name; None for those that are not wanted, which are not read."""
+    try:
+        return READERS[path.suffix.lower()](path, wanted)
+    except Exception as error:  # a damaged file raises almost anything: zlib.error, BadZipFile, KeyError, MemoryError
+        raise DataError(f"damaged, or not a {path.suffix} file ({one_line(error)})") from None
 
 
 def _npz(path: Path, wanted: Callable[[str], bool]) -> dict[str, Array | None]:
@@ -119,7 +106,7 @@ def _mat(path: Path, wanted: Callable[[str], bool]) -> dict[str, Array | None]:
     try:
         names = [name for name, _, _ in scipy.io.whosmat(path)]
         variables = scipy.io.loadmat(path, variable_names=[name for name in names if wanted(name)])
-    except NotImplementedError:  # version 7.3 is HDF5, which sees the axes in the opposite order
+    except NotImplementedError:  # version 7.3 is HDF5, with the axes in the opposite order
         return {name: None if a is None else a.T for name, a in _hdf5(path, wanted).items()}
     dense = {name: a.toarray() if hasattr(a, "toarray") else a for name, a in variables.items()}
     return {name: dense.get(name) for name in names}
@@ -128,8 +115,8 @@ def _mat(path: Path, wanted: Callable[[str], bool]) -> dict[str, Array | None]:
 READERS = {".npz": _npz, ".h5": _hdf5, ".hdf5": _hdf5, ".mat": _mat}
 
 
-def assemble(arrays: dict[tuple[str, str], Array], name: str, seed: int, fractions: tuple[float, float]) -> PairData:
-    """The data set that arrays by split and role make: see `read`."""
+def assemble(arrays: ByRole, name: str, seed: int, fractions: tuple[float, float]) -> PairData:
+    """The data set of the given arrays; `read` describes the splits."""
     per_split = {split for split, role in arrays if split and role in ("image", "text")}
     for split, role in arrays:
         if role not in ("classes", "rows") and bool(split) != bool(per_split):
@@ -158,8 +145,7 @@ def assemble(arrays: dict[tuple[str, str], Array], name: str, seed: int, fractio
         parts = {split: pairs(split) for split in sorted(per_split | {"train", "test"})}
     else:
         whole = pairs("")
-        rows = _split_rows(arrays, len(whole))
-        parts = {split: whole.subset(r) for split, r in rows.items()}
+        parts = {split: whole.subset(rows) for split, rows in _split_rows(arrays, len(whole)).items()}
         if not parts:
             rest, parts["test"] = whole.split(fractions[1], seed)
             parts["train"], parts["validation"] = rest.split(fractions[0] / (1 - fractions[1]), seed)
@@ -169,19 +155,19 @@ def assemble(arrays: dict[tuple[str, str], Array], name: str, seed: int, fractio
     return PairData(**parts, name=name, classes=classes, description=f"{count} pairs")
 
 
-def _split_rows(arrays: dict[tuple[str, str], Array], n: int) -> dict[str, Array]:
+def _split_rows(arrays: ByRole, n: int) -> dict[str, Array]:
     """The row numbers of every split that the file itself declares."""
     if ("", "split") in arrays:
         values = _strings(arrays["", "split"])
         if len(values) != n:
             raise DataError(f"split must have as many rows as image, {n}, got {len(values)}")
-        unknown = next((row for row, value in enumerate(values) if value not in _SPLIT), None)
+        unknown = next((row for row, value in enumerate(values) if value not in SPLIT_OF), None)
         if unknown is not None:
             raise DataError(f"split must be {', '.join(SPLITS)}, got {values[unknown]!r} in row {unknown}")
-        of = np.array([_SPLIT[value] for value in values])
+        of = np.array([SPLIT_OF[value] for value in values])
         rows = {split: np.flatnonzero(of == split) for split in SPLITS if (of == split).any()}
     else:
-        rows = {split: _vector(a) for (split, role), a in arrays.items() if role == "rows"}
+        rows = {split: vector(a) for (split, role), a in arrays.items() if role == "rows"}
     for split, r in rows.items():
         if r.dtype == np.bool_ and r.shape == (n,):
             rows[split] = np.flatnonzero(r)
@@ -195,30 +181,30 @@ def _split_rows(arrays: dict[tuple[str, str], Array], n: int) -> dict[str, Array
     return rows
 
 
-def _vector(array: Array) -> Array:
-    """(n, 1) and (1, n), as MATLAB writes vectors, as (n,)."""
+def vector(array: Array) -> Array:
+    """(n,) from (n, 1) or (1, n), the shapes of vectors in MATLAB; other arrays are returned as they are."""
     return array.ravel() if array.ndim == 2 and 1 in array.shape else array
 
 
 def _strings(array: Array) -> list[str]:
-    """The strings of any of the ways that these formats have for them."""
+    """The strings of an array of unicode, bytes or objects; the latter may be MATLAB cells, one array each."""
     if array.dtype.kind not in "USO":
         raise DataError(f"names, classes and split must be strings, got {array.dtype}")
-    values = [np.asarray(value).ravel() for value in array.ravel()]  # a MATLAB cell holds an array each
+    values = [np.asarray(value).ravel() for value in array.ravel()]
     items = [value[0] if len(value) else "" for value in values]
     return [(v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v)).strip() for v in items]
 
 
 def _features(name: str, array: Array) -> Tensor:
+    """float32 (n, d) features, or (n, c, H, W) images in [0, 1]."""
     if array.dtype.kind not in "fiub":
         raise DataError(f"{name} must be numbers, got {array.dtype}")
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, which PairSet refuses
-        x = torch.from_numpy(np.ascontiguousarray(array, np.float32))
-    if name == "text" or x.ndim < 3:
-        return x
-    if array.dtype == np.uint8:
-        x /= 255
-    return x.unsqueeze(1) if x.ndim == 3 else x
+    if name == "image" and array.ndim > 2 and array.dtype == np.uint8:
+        x = unit_range(torch.from_numpy(np.ascontiguousarray(array)))
+    else:
+        with np.errstate(over="ignore"):  # a number too large for float32 becomes infinity, which PairSet refuses
+            x = torch.from_numpy(np.ascontiguousarray(array, np.float32))
+    return x.unsqueeze(1) if name == "image" and x.ndim == 3 else x
 
 
 def _label_names(labels: list[Array]) -> list[str] | None:
@@ -237,7 +223,7 @@ def _labels(array: Array, classes: list[str] | None) -> Tensor:
         if unknown is not None:
             raise DataError(f"labels must be among the classes, got {values[unknown]!r} in row {unknown}")
         return torch.tensor([index[value] for value in values])
-    array = _vector(array)
+    array = vector(array)
     if array.dtype.kind not in "fiub" or array.ndim not in (1, 2):
         raise DataError(f"labels must be numbers (n,) or (n, C), or strings, got {array.dtype} {array.shape}")
     good = array == np.round(array) if array.ndim == 1 else ((array == 0) | (array == 1)).all(1)

@@ -1,4 +1,4 @@
-"""The embedded data set: pictures of characters against their Unicode names. It needs no download."""
+"""The embedded data set: images of characters paired with their Unicode names. It needs no download."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .._images import unit_range
 from .pairs import DataError, PairData, PairSet, one_line
 
-# Faces that ship inside matplotlib. The first one draws the validation and test galleries.
+# Faces that come with matplotlib. The first one draws the validation and test galleries.
 FACES = (
     "DejaVuSans.ttf",
     "DejaVuSans-Bold.ttf",
@@ -29,7 +30,7 @@ FACES = (
     "STIXGeneral.ttf",
 )
 
-# Symbols go by block (first code point, last, class), all else by the script that the name begins with.
+# The classes of symbols, by block (first code point, last, class). Other characters are classed by script.
 BLOCKS = (
     (0x2000, 0x206F, "PUNCTUATION"),
     (0x2070, 0x209F, "SUPERSCRIPTS AND SUBSCRIPTS"),
@@ -60,7 +61,7 @@ BLOCKS = (
     (0x1F300, 0x1FAFF, "PICTOGRAPHS"),
 )
 
-# Words of a name that are attributes by themselves; "WITH ACUTE" and its like are read off the names.
+# Words of a name that are attributes. Attributes such as "WITH ACUTE" are read from the names.
 ATTRIBUTES = (
     "CAPITAL SMALL DIGIT COMBINING MODIFIER BOLD ITALIC SANS-SERIF SCRIPT FRAKTUR DOUBLE-STRUCK MONOSPACE "
     "DOUBLE TRIPLE BLACK WHITE HEAVY LIGHT CIRCLED SQUARED TURNED REVERSED INVERTED LONG "
@@ -69,7 +70,7 @@ ATTRIBUTES = (
     "ARROW HARPOON TRIANGLE CIRCLE SQUARE BRACKET EQUAL"
 )
 
-_RARE = 20  # a class of fewer characters joins OTHER, an attribute of fewer is left out
+_RARE = 20  # rarer classes join OTHER, rarer attributes are left out
 _HELD_OUT = 1000  # characters in each of the two galleries
 
 Array = npt.NDArray[Any]
@@ -82,31 +83,36 @@ def load(
     *,
     multi_label: bool = False,
 ) -> PairData:
-    """Pictures of characters against TF-IDF features of their Unicode names.
+    """Draws images of characters and computes TF-IDF features of their Unicode names.
 
-    Characters are split, never faces: 1,000 characters are held out for testing and 1,000 for validation (a
-    fifth each of those that the first face draws, where it draws fewer than 5,000), one picture each, in the
-    first face. All pictures of all other characters, in every face, are the training set. No picture occurs
-    twice: of characters drawn alike, such as LATIN, GREEK and CYRILLIC CAPITAL LETTER A, the first by code
-    point has the picture. Blank and .notdef glyphs are left out.
+    The split is by character, never by face: 1,000 characters are held out for testing and 1,000 for validation (a
+    fifth each if the first face draws fewer than 5,000), with one image each, in the first face. The training set
+    holds all images of all other characters, in every face. No image occurs twice: if characters look alike, such as
+    LATIN, GREEK and CYRILLIC CAPITAL LETTER A, only the first by code point keeps the image. Blank and .notdef glyphs
+    are left out. Drawing takes about two seconds and is repeated at every call, so no cache can go stale.
 
-    size         pixels of the square pictures: image is (n, 1, size, size) float32 in 0..1, ink is 1
-    seed         draws the split
-    fonts        font files instead of those of matplotlib (FACES); the first one draws the galleries
-    multi_label  labels are bool (n, C), attributes in the name (CAPITAL, DOUBLE, WITH ACUTE, ...), instead of
-                 int64 (n,), its script or block (LATIN, ARROWS, ...)
+    Args:
+        size: the side of the square images in pixels.
+        seed: draws the split.
+        fonts: font files instead of matplotlib's (FACES); the first one draws the galleries.
+        multi_label: label characters by the attributes in their names (CAPITAL, DOUBLE, WITH ACUTE, ...), any number
+            each, instead of by script or block (LATIN, ARROWS, ...), one each.
 
-    text is (n, terms) float32: TF-IDF of the words, single digits, pairs of neighbours and pieces of words in the
-    name, fitted on the training characters only. PairSet.names holds the names; unicodedata.lookup turns one back
-    into its character. Everything is drawn anew, in about two seconds: no cache to go stale.
-    Raises DataError for a font that is missing or cannot be read.
+    Returns:
+        The data set. `image` is float32 (n, 1, size, size) in 0..1, and ink is 1. `text` is float32 (n, terms): TF-IDF
+        of the words, single digits, pairs of neighbours and pieces of words in the name, fitted to the training
+        characters only. `labels` is int64 (n,), or bool (n, C) with `multi_label`. `names` holds the Unicode names;
+        `unicodedata.lookup` returns the character.
+
+    Raises:
+        DataError: a font is missing, cannot be read, or draws too few named characters.
     """
     if size < 8:
         raise ValueError(f"size must be at least 8 pixels, got {size}")
     paths = _matplotlib_faces() if fonts is None else [Path(f) for f in fonts]
     if not paths:
         raise ValueError("fonts must hold at least one file, got none")
-    pictures, points, faces = _draw(size, paths)
+    images, points, faces = _draw(size, paths)
     characters, of = np.unique(points, return_inverse=True)
     names = [unicodedata.name(chr(c)) for c in characters]
 
@@ -123,7 +129,7 @@ def load(
 
     def pairs(which: str) -> PairSet:
         rows = np.flatnonzero((split[of] == which) & ((faces == 0) | (which == "train")))
-        image = torch.from_numpy(pictures[rows]).unsqueeze(1) / 255
+        image = unit_range(torch.from_numpy(images[rows]).unsqueeze(1))
         c = of[rows]
         return PairSet(image, torch.from_numpy(text[c]), torch.from_numpy(labels[c]), [names[i] for i in c])
 
@@ -134,7 +140,7 @@ def load(
         pairs("test"),
         name="glyphs",
         classes=classes,
-        description=f"{len(pictures)} pictures of {characters_in}, {size}x{size} pixels",
+        description=f"{len(images)} images of {characters_in}, {size}x{size} pixels",
     )
 
 
@@ -145,22 +151,22 @@ def _matplotlib_faces() -> list[Path]:
 
 
 def _draw(size: int, fonts: Sequence[Path]) -> tuple[Array, Array, Array]:
-    """Distinct pictures (n, size, size) uint8, their code points (n,) and fonts (n,), in that order."""
-    drawn = [(c, face, p) for face, font in enumerate(fonts) for c, p in _face(size, font).items()]
+    """Distinct images uint8 (n, size, size), their code points (n,) and the indices of their fonts (n,)."""
+    drawn = [(point, face, image) for face, font in enumerate(fonts) for point, image in _face(size, font).items()]
     first: dict[bytes, tuple[int, int]] = {}
-    for point, face, picture in sorted(drawn):
-        first.setdefault(picture, (point, face))
-    pictures = np.frombuffer(b"".join(first), np.uint8).reshape(-1, size, size)
+    for point, face, image in sorted(drawn):
+        first.setdefault(image, (point, face))
+    images = np.frombuffer(b"".join(first), np.uint8).reshape(-1, size, size)
     points, faces = np.array(list(first.values()), np.int64).reshape(-1, 2).T
-    return pictures, points, faces
+    return images, points, faces
 
 
 def _face(size: int, path: Path) -> dict[int, bytes]:
-    """The pictures of a font's named characters, without blank and .notdef ones.
+    """The images of a font's named characters by code point, without blank and .notdef glyphs.
 
-    Centred across; up and down a glyph keeps its place on the line, which tells a comma from an apostrophe.
-    What is larger than the picture is scaled down. Drawn at four times the size, then averaged, so that
-    hinting distorts little.
+    A glyph is centred horizontally. Vertically it keeps its position on the line, which distinguishes a comma from an
+    apostrophe. A glyph larger than the image is scaled down. Drawing at four times the size, then averaging, keeps
+    the distortion by hinting small.
     """
     from matplotlib.ft2font import FT2Font
     from PIL import Image, ImageDraw, ImageFont
@@ -176,7 +182,7 @@ def _face(size: int, path: Path) -> dict[int, bytes]:
     canvas = Image.new("L", (big, big))
     pen = ImageDraw.Draw(canvas)
 
-    def picture(character: str) -> bytes:
+    def draw(character: str) -> bytes:
         face = font
         left, top, right, bottom = face.getbbox(character, anchor="ls")
         extent = max(right - left, bottom - top)
@@ -188,13 +194,13 @@ def _face(size: int, path: Path) -> dict[int, bytes]:
         pen.text(((big - right - left) // 2, baseline), character, fill=255, font=face, anchor="ls")
         return canvas.reduce(4).tobytes()
 
-    unwanted = {bytes(size * size), picture("\U0010ffff")}  # a noncharacter: no font has it, all draw .notdef
-    drawn = {c: picture(chr(c)) for c in charmap if unicodedata.name(chr(c), "")}
-    return {c: p for c, p in drawn.items() if p not in unwanted}
+    unwanted = {bytes(size * size), draw("\U0010ffff")}  # a noncharacter, which every font draws as .notdef
+    drawn = {point: draw(chr(point)) for point in charmap if unicodedata.name(chr(point), "")}
+    return {point: image for point, image in drawn.items() if image not in unwanted}
 
 
 def _name_features(names: list[str], train: Array) -> Array:
-    """TF-IDF (n, terms) of the names, fitted on the training rows."""
+    """TF-IDF (n, terms) of the names, fitted to the training rows."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(analyzer=_terms, min_df=5, dtype=np.float32)
@@ -207,12 +213,12 @@ def _name_features(names: list[str], train: Array) -> Array:
 
 
 def _terms(name: str) -> list[str]:
-    """Words, single digits, pairs of neighbours, and the words' pieces of two and three letters.
+    """Words, single digits, pairs of neighbours, and pieces of words with two and three letters.
 
-    Digits are what BRAILLE PATTERN DOTS-125 is made of. Pieces describe words that occur once, such as the last
-    of CANADIAN SYLLABICS WEST-CREE PWII; without them a fifth of the test names would have a twin.
+    Single digits describe names such as BRAILLE PATTERN DOTS-125. Pieces describe words that occur only once, such as
+    the last one of CANADIAN SYLLABICS WEST-CREE PWII; without them a fifth of the test names would have a duplicate.
     """
-    words = re.findall(r"[^\W\d]+|\d", name)
+    words = re.findall(r"[^\W\d]+|\d", name)  # runs of letters, and every digit by itself
     pairs = [f"{a} {b}" for a, b in itertools.pairwise(words)]
     bounded = [f"<{word}>" for word in words if len(word) > 1]
     pieces = [w[i : i + n] for w in bounded for n in (2, 3) for i in range(len(w) - n + 1)]
@@ -224,6 +230,7 @@ def _scripts(points: list[int], names: list[str]) -> tuple[list[str], Array]:
 
     def script(point: int, name: str) -> str:
         block = next((label for first, last, label in BLOCKS if first <= point <= last), None)
+        # The first word after any EXTENDED, with OLD if it precedes: LATIN, OLD ITALIC.
         return block or re.sub(r"^(?:EXTENDED )?((?:OLD )?\w+).*", r"\1", name)
 
     labels = [script(point, name) for point, name in zip(points, names)]
@@ -236,7 +243,7 @@ def _scripts(points: list[int], names: list[str]) -> tuple[list[str], Array]:
 
 
 def _attributes(names: list[str]) -> tuple[list[str], Array]:
-    """Any number of attributes per character, bool (n, C): words of ATTRIBUTES, and what follows WITH."""
+    """Any number of attributes per character, bool (n, C): words of ATTRIBUTES, and the additions after WITH."""
     words = set(ATTRIBUTES.split())
     found = []
     for name in names:

@@ -1,4 +1,4 @@
-"""Paired samples, an image and a text view of one thing each, and the files that hold them."""
+"""Image-text pairs, and data sets of pairs split for training, validation and test."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _LABELS = ((torch.int64, 1), (torch.bool, 2))
 
 
 class DataError(ValueError):
-    """Data that cannot be used: a missing, damaged or wrong file, unequal rows, NaN. One line of text."""
+    """Unusable data, such as a missing or damaged file, unequal rows or NaN. The message is one line."""
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message on one line; its type where it has none."""
+    """The message of an exception on one line, or its type if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -28,14 +28,18 @@ def one_line(error: BaseException) -> str:
 class PairSet(Dataset[dict[str, Tensor]]):
     """n pairs; row i of `image` and row i of `text` belong together. Rows are counted from 0.
 
-    image   (n, dv) features or (n, c, H, W) pictures, floating
-    text    (n, dt) features, floating
-    labels  None, int64 (n,) one class each, or bool (n, C) any number of classes each
-    names   None, or n strings, what the pair is called in tables and pictures
+    `pairs[i]` is a dict of tensors with the keys "image", "text" and, if the set has labels, "labels". The index may
+    be an int, a slice, or a list or tensor of rows, so a whole batch costs one indexing operation.
 
-    `pairs[i]`, with an int, a slice, or a list or tensor of indices, is a dict of tensors with the keys
-    "image", "text" and, where there are labels, "labels"; so a whole batch costs one indexing.
-    Raises DataError, naming the row, for unequal numbers of rows, NaN or infinity, negative labels.
+    Args:
+        image: (n, dv) features or (n, c, H, W) images, floating.
+        text: (n, dt) features, floating.
+        labels: int64 (n,), one class per pair, or bool (n, C), any number of classes per pair.
+        names: n strings that identify the pairs in tables and plots.
+
+    Raises:
+        DataError: the views have unequal numbers of rows, a value is NaN or infinite, or a label is negative (the
+            message gives the row).
     """
 
     image: Tensor
@@ -82,7 +86,7 @@ class PairSet(Dataset[dict[str, Tensor]]):
 
     @staticmethod
     def concatenate(first: PairSet, second: PairSet) -> PairSet:
-        """The pairs of both, those of the first before those of the second."""
+        """The pairs of `first`, then those of `second`."""
         labels = None
         if first.labels is not None and second.labels is not None:
             labels = torch.cat([first.labels, second.labels])
@@ -91,9 +95,12 @@ class PairSet(Dataset[dict[str, Tensor]]):
         return PairSet(image, text, labels, names)
 
     def split(self, fraction: float, seed: int = 0) -> tuple[PairSet, PairSet]:
-        """The pairs less a random `fraction` of them, and that fraction: max(1, round(fraction n)) pairs.
+        """Splits off a random `fraction` of the pairs, max(1, round(fraction * n)) of them.
 
-        Stratified by single labels: each class gives its share, within one pair. Both keep the rows' order.
+        Single labels stratify the split: each class contributes its share, to within one pair. Rows keep their order.
+
+        Returns:
+            The remaining pairs and those split off.
         """
         n = len(self)
         held = max(1, round(fraction * n))
@@ -103,16 +110,23 @@ class PairSet(Dataset[dict[str, Tensor]]):
         if self.labels is not None and self.labels.ndim == 1:
             order = order[np.argsort(self.labels.numpy(force=True)[order], kind="stable")]
         chosen = np.zeros(n, np.bool_)
-        chosen[order[(np.arange(held) * 2 + 1) * n // (2 * held)]] = True  # evenly spaced: every class in turn
+        # Evenly spaced rows of the pairs in the order of their classes.
+        chosen[order[(np.arange(held) * 2 + 1) * n // (2 * held)]] = True
         return self.subset(np.flatnonzero(~chosen)), self.subset(np.flatnonzero(chosen))
 
 
 @dataclass(frozen=True, eq=False)
 class PairData:
-    """A data set of pairs, split for training, model selection and the final figures.
+    """A data set of pairs, split for training, model selection and final evaluation.
 
-    `classes` are the names of the labels' values or, for multi-labels, columns.
-    Raises DataError where the splits' widths differ or a label has no class.
+    Args:
+        train, validation, test: the splits.
+        name: identifies the data set in reports.
+        classes: the class names, one for each value of single labels or each column of multi-labels.
+        description: one line about the data set.
+
+    Raises:
+        DataError: a split is empty, the splits' widths differ, or a label has no class.
     """
 
     train: PairSet
@@ -142,5 +156,5 @@ class PairData:
                 raise DataError(f"{split} labels must lie in 0..{len(self.classes) - 1}, got {got} in row {row}")
 
     def with_validation(self) -> PairData:
-        """The same with the validation pairs among the training pairs too: for a last fit, once all is chosen."""
+        """The data set with the validation pairs added to the training pairs, for retraining after model selection."""
         return replace(self, train=PairSet.concatenate(self.train, self.validation))

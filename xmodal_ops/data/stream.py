@@ -1,4 +1,4 @@
-"""Pairs that stay in their files: HDF5, or one npy per view, read a chunk at a time."""
+"""Pairs in files larger than memory, HDF5 or one npy per view, read a chunk at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 
 
 class FileRows(ABC):
-    """The rows of a matrix in a file. Has a length and slices, which are read when they are asked for."""
+    """The rows of a matrix in a file: has a length, and reads a slice when it is indexed."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -38,10 +38,10 @@ class FileRows(ABC):
         return self.shape[0]
 
     def __getitem__(self, rows: slice | Array) -> Tensor:
-        """The rows of a slice, or of an index array, in memory."""
+        """Reads the rows of a slice or of an index array."""
         order: Array | None = None
         if not isinstance(rows, slice):
-            rows, order = np.unique(np.asarray(rows), return_inverse=True)  # HDF5 wants them ascending
+            rows, order = np.unique(np.asarray(rows), return_inverse=True)  # HDF5 requires ascending rows
         try:
             values = self._read(rows)
         except OSError as error:
@@ -57,7 +57,7 @@ class FileRows(ABC):
 
 
 class _Npy(FileRows):
-    # The map lives as long as one read: what it has touched would count as this process's memory.
+    # Mapped again for each read: the pages that a mapping has touched count as this process's memory.
     def _describe(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
         mapped = np.load(self.path, mmap_mode="r")
         return mapped.shape, mapped.dtype
@@ -90,12 +90,13 @@ class PairStream:
 
     Args:
         image: an HDF5 file with the data sets "image" (n, dv) and "text" (n, dt), or an npy file of the images.
-        text: the npy file of the texts, where image is one.
+        text: the npy file of the texts, if `image` is an npy file.
 
     Attributes:
-        image, text: the views; they have a length and slices, so `large_batch_loss` takes them as they are.
+        image, text: the views. They have a length and can be sliced, so `large_batch_loss` accepts them.
 
-    Raises DataError for a missing or damaged file, and for views that are not floating matrices of equal length.
+    Raises:
+        DataError: a file is missing or damaged, or the views are not floating matrices with equal numbers of rows.
 
     >>> pairs = PairStream("pairs.h5")
     >>> cca = LinearCCA().fit(pairs.chunks(progress=True))
@@ -117,14 +118,14 @@ class PairStream:
     def chunks(
         self, rows: int = 16384, *, workers: int = 2, pin_memory: bool | None = None, progress: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """All pairs in their order, `rows` at a time.
+        """Yields all pairs in order, `rows` at a time.
 
         Args:
-            rows: of a chunk. Up to 2 · workers + 2 chunks are in memory at once.
-            workers: processes that read ahead; 0 reads when a chunk is asked for.
-            pin_memory: page-locked buffers, from which ``to("cuda", non_blocking=True)`` does not wait; None: where
-                there is a CUDA device.
-            progress: shows a progress bar (needs rich).
+            rows: the number of rows in a chunk. Up to `2 * workers + 2` chunks are in memory at once.
+            workers: the number of processes that read ahead; 0 reads each chunk on demand.
+            pin_memory: use page-locked buffers, so that `to("cuda", non_blocking=True)` does not wait. By default,
+                if there is a CUDA device.
+            progress: show a progress bar (needs rich).
         """
         if rows < 1:
             raise ValueError(f"rows must be at least 1, got {rows}")
@@ -140,7 +141,7 @@ class PairStream:
 
             chunks = track(loader, description="pairs", total=len(loader))
         for chunk in chunks:
-            image, text = chunk  # the loader makes lists of tuples
+            image, text = chunk  # the loader turns tuples into lists
             yield image, text
 
 

@@ -1,4 +1,4 @@
-"""The Wikipedia set of Rasiwasia et al. (ACM MM 2010): features of 2,866 pairs of ten categories."""
+"""The Wikipedia data set of Rasiwasia et al. (ACM MM 2010): features of 2,866 pairs in ten categories."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from .pairs import DataError, PairData, PairSet, one_line
 
 
 def load(path: str | os.PathLike[str], *, seed: int = 0, validation: float = 0.2, split: str = "official") -> PairData:
-    """The official split of 2,173 training and 693 test pairs, part of the former held out for validation.
+    """Reads the official split, 2,173 training and 693 test pairs, and holds out training pairs for validation.
 
-    split       "official", or "1300": 1,300 training and 1,566 test pairs, as ACMR's paper has it. The paper does not
-                say which: here, of all pairs in the order of their texts' names, those that
-                PairSet.split(1566 / 2866, seed=0) leaves and takes, every category in proportion
+    Args:
+        path: the directory that holds raw_features.mat (I_tr, I_te: 128-d counts of SIFT words; T_tr, T_te: 10-d LDA
+            topics), trainset_txt_img_cat.list, testset_txt_img_cat.list and categories.list.
+        seed: draws the validation pairs.
+        validation: the fraction of the training pairs, and of each category among them, held out.
+        split: "official", or "1300" for 1,300 training and 1,566 test pairs as in ACMR's paper. The paper does not say
+            which pairs these are. Here all pairs are sorted by the names of their texts and divided by
+            `PairSet.split(1566 / 2866, seed=0)`, with every category in proportion.
 
-    path        the directory with raw_features.mat (I_tr, I_te: 128-d counts of SIFT words; T_tr, T_te: 10-d
-                LDA topics), trainset_txt_img_cat.list, testset_txt_img_cat.list, categories.list
-    seed        draws the validation pairs
-    validation  their fraction of the training pairs, and of each category among them
+    Returns:
+        The data set; `PairSet.names` holds the names of the texts.
 
-    PairSet.names holds the names of the texts. Raises DataError, one line, for a missing or damaged file.
+    Raises:
+        DataError: one line: a file is missing or damaged.
     """
     if split not in ("official", "1300"):
         raise ValueError(f"split must be official or 1300, got {split!r}")
