@@ -210,7 +210,7 @@ HOLE[13, 4] = np.nan
         (lambda: LinearCCA().fit(X, Y).transform(X, X), ValueError, r"y must have 6 columns as in fit, got 9"),
         (lambda: LinearCCA().partial_fit(X, Y).partial_fit(Y, Y), ValueError, r"must have 9 and 6 columns as before"),
         (lambda: LinearCCA().set_params(rigde=1), ValueError, r"no parameter 'rigde'"),
-        (lambda: LinearCCA().load_state_dict({"a": 1}), ValueError, r"state must be what .* got the keys \['a'\]"),
+        (lambda: LinearCCA().load_state_dict({"a": 1}), ValueError, r"state must be the result of .* keys \['a'\]"),
     ],
 )
 def test_errors_name_the_argument(act, error, message):

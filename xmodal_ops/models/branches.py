@@ -1,44 +1,37 @@
-"""The branches of a two-view network: pictures, feature vectors, text. Each remembers what it was built from."""
+"""The branches of a two-view network, for images, feature vectors and text. Each records how it was built."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from .._images import unit_range
+from .branch import Branch, BranchSpec
+from .projector import Projector
 
-class BranchSpec(TypedDict):
-    """All that is needed to build a branch anew; plain enough for JSON."""
-
-    name: str
-    arguments: dict[str, Any]
-
-
-class Branch(nn.Module):
-    """A module that maps a batch to (m, out_features)."""
-
-    spec: BranchSpec
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__()
-        self.spec = {"name": type(self).__name__, "arguments": arguments}
+__all__ = ["BRANCHES", "MLP", "AlexNet", "Branch", "BranchSpec", "SmallCNN", "TextBranch", "build"]
 
 
-def _unit(x: Tensor) -> Tensor:
-    """Pictures in [0, 1]: bytes are scaled, floats taken as they are."""
+def _images(x: Tensor) -> Tensor:
+    """Checked images (m, channels, height, width) in [0, 1]."""
     if x.ndim != 4:
         raise ValueError(f"image must have shape (m, channels, height, width), got {tuple(x.shape)}")
-    return x.float() / 255 if x.dtype == torch.uint8 else x
+    return unit_range(x)
 
 
 class SmallCNN(Branch):
-    """Convolution, batch norm, ReLU and 2×2 maximum, four times, then a fully connected layer.
+    """Four stages of convolution, batch norm, ReLU and 2x2 max pooling, then a fully connected layer.
 
-    Input: pictures (m, in_channels, side, side), uint8 or floats in [0, 1], ``side`` a multiple of 16.
-    ``width`` is the number of channels of the first stage; every stage doubles it.
+    Input: images (m, in_channels, side, side), uint8 or floats in [0, 1].
+
+    Args:
+        out_features: number of outputs.
+        side: height and width of the images, a multiple of 16.
+        in_channels: channels of the images.
+        width: channels of the first stage; every further stage doubles them.
     """
 
     def __init__(self, out_features: int, *, side: int = 32, in_channels: int = 1, width: int = 16) -> None:
@@ -54,16 +47,20 @@ class SmallCNN(Branch):
         self.output = nn.Linear(8 * width * (side // 16) ** 2, out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _unit(x).contiguous(memory_format=torch.channels_last)
+        x = _images(x).contiguous(memory_format=torch.channels_last)
         out: Tensor = self.output(self.features(x).flatten(1))
         return out
 
 
 class AlexNet(Branch):
-    """The five convolutions and FC6, FC7, FC8 of AlexNet as in Caffe (Krizhevsky et al. 2012), for 227×227 RGB.
+    """AlexNet as in Caffe (Krizhevsky et al. 2012): five convolutions and the layers FC6, FC7 and FC8.
 
-    The image branch of Yan & Mikolajczyk (CVPR 2015): the trace norm layer takes the place of the classifier on
-    FC8. Input: pictures (m, 3, 227, 227), uint8 or floats in [0, 1].
+    This is the image branch of Yan & Mikolajczyk (CVPR 2015), in which the trace norm layer replaces the classifier on
+    FC8. Input: images (m, 3, 227, 227), uint8 or floats in [0, 1].
+
+    Args:
+        out_features: number of outputs of FC8.
+        dropout: probability of dropout after FC6 and FC7.
     """
 
     def __init__(self, out_features: int = 1000, *, dropout: float = 0.5) -> None:
@@ -87,18 +84,23 @@ class AlexNet(Branch):
         self.fc8 = nn.Linear(4096, out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _unit(x)
+        x = _images(x)
         if x.shape[1:] != (3, 227, 227):
             raise ValueError(f"image must have shape (m, 3, 227, 227), got {tuple(x.shape)}")
-        x = (x - 0.45) / 0.25  # roughly the mean and deviation of natural pictures
+        x = (x - 0.45) / 0.25  # roughly the mean and standard deviation of natural images
         out: Tensor = self.fc8(self.fc7(self.fc6(self.features(x).flatten(1))))
         return out
 
 
 class TextBranch(Branch):
-    """Fully connected, ReLU, dropout, once for each entry of ``hidden``, and a fully connected output layer.
+    """Hidden layers (fully connected, ReLU, dropout) and a fully connected output layer.
 
-    Input: features (m, in_features), such as TF-IDF. With ``hidden=()`` it is a linear map.
+    Input: features (m, in_features), such as TF-IDF.
+
+    Args:
+        in_features, out_features: number of inputs and outputs.
+        hidden: width of each hidden layer; with `()` the branch is a linear map.
+        dropout: probability of dropout after each hidden layer.
     """
 
     def __init__(
@@ -115,7 +117,7 @@ class TextBranch(Branch):
 
 
 class MLP(TextBranch):
-    """A :class:`TextBranch` on features that are first brought to zero mean and unit variance, for image features."""
+    """A `TextBranch` for image features, preceded by standardisation to zero mean and unit variance."""
 
     def __init__(
         self, in_features: int, out_features: int, *, hidden: Sequence[int] = (512,), dropout: float = 0.5
@@ -127,11 +129,11 @@ class MLP(TextBranch):
         return super().forward(self.norm(x))
 
 
-BRANCHES: dict[str, type[Branch]] = {kind.__name__: kind for kind in (SmallCNN, AlexNet, TextBranch, MLP)}
+BRANCHES: dict[str, type[Branch]] = {kind.__name__: kind for kind in (SmallCNN, AlexNet, TextBranch, MLP, Projector)}
 
 
 def build(spec: BranchSpec) -> Branch:
-    """The branch that a spec describes, with fresh weights."""
+    """The branch that `spec` describes, with new weights."""
     if spec["name"] not in BRANCHES:
         raise ValueError(f"branch name must be one of {', '.join(BRANCHES)}, got {spec['name']!r}")
     return BRANCHES[spec["name"]](**spec["arguments"])

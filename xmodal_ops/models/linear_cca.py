@@ -17,12 +17,12 @@ from torch import Tensor
 from .. import _checks
 from ..scale.moments import MomentAccumulator
 
-Array = Any  # a tensor, or whatever np.asarray reads; SciPy's sparse matrices too
+Array = Any  # a tensor, an array-like that np.asarray reads, or a SciPy sparse matrix
 A = TypeVar("A")
 
 
 class Solution(NamedTuple):
-    """What a fit yields: means (d,), directions (d, k), correlations (k,) in descending order, the number of rows."""
+    """The result of a fit: means (d,), directions (d, k), correlations (k,) in descending order, number of rows."""
 
     x_mean: Tensor
     y_mean: Tensor
@@ -33,29 +33,34 @@ class Solution(NamedTuple):
 
 
 class LinearCCA:
-    """Linear CCA of two views, in the manner of scikit-learn.
+    """Linear CCA of two views, with the interface of scikit-learn.
 
-    Parameters
-        n_components: number of canonical pairs kept; ``None`` keeps min(dx, dy).
-        ridge: added to the diagonals of the covariances; a number, or a pair (rx, ry). Absolute, in the units of
+    Data are tensors or NumPy arrays of shape (m, d), and results are of the same kind. `fit` also takes an iterable of
+    chunks `(x, y)` and reads each once, so memory does not depend on their number. All algebra is in float64, on the
+    device of the data.
+
+    A view with fewer rows than columns is first rotated into an orthonormal basis of its rows (the dual form), which is
+    exact and takes O(m² d) instead of O(d³). The complexity is otherwise O(m (dx + dy)² + dx³ + dy³).
+
+    Args:
+        n_components: number of canonical pairs to keep, min(dx, dy) by default.
+        ridge: added to the diagonals of the covariances, a number or a pair (rx, ry). It is absolute, in the units of
             the features squared.
-        relative: take ``ridge`` times the view's mean variance instead, so that it does not depend on units.
+        relative: multiply `ridge` by the mean variance of each view, so that it does not depend on units.
         power: every canonical variate is multiplied by its correlation to this power. 0 is plain CCA with unit
-            variances; weighting by the correlations (1) and beyond helps retrieval (Gong et al., IJCV 2014).
+            variances; weighting by the correlations (1) or more improves retrieval (Gong et al., IJCV 2014).
 
-    Attributes of a fitted model (float64 tensors on the device of the data)
-        correlations_ (k,), x_weights_ (dx, k), y_weights_ (dy, k), x_mean_ (dx,), y_mean_ (dy,), n_samples_.
-        The correlations are those of the ridged covariances, smaller than the sample's own when ridge > 0.
+    Attributes:
+        correlations_: (k,) of the ridged covariances; with ridge > 0 they are smaller than those of the sample.
+        x_weights_, y_weights_: (dx, k) and (dy, k).
+        x_mean_, y_mean_: (dx,) and (dy,).
+        n_samples_: number of rows.
 
-    Data are tensors or NumPy arrays of shape (m, d), or, in :meth:`fit`, an iterable of chunks ``(x, y)``, which are
-    seen once: memory does not depend on their number. What comes out is of the kind that went in. All algebra is in
-    float64, on the device of the data.
+        The tensors are float64, on the device of the data.
 
-    A view with fewer rows than columns is rotated into the basis of its rows first (the dual form): exact, and
-    O(m²d) instead of O(d³). Complexity otherwise O(m·(dx + dy)² + dx³ + dy³).
-
-    Errors: ValueError or TypeError for shapes that do not fit, for a row that holds NaN or infinity (with its
-    number), for ``n_components`` out of range, and for a singular covariance without a ridge.
+    Raises:
+        ValueError, TypeError: shapes do not match, a row holds NaN or infinity (the message gives its number),
+            `n_components` is out of range, or a covariance is singular without a ridge.
     """
 
     def __init__(
@@ -76,12 +81,12 @@ class LinearCCA:
     # -- fitting ------------------------------------------------------------------------------------------------
 
     def fit(self, x: Array | Iterable[tuple[Array, Array]], y: Array | None = None) -> LinearCCA:
-        """Fits to x (m, dx) and y (m, dy), or to an iterable of such chunks. Starts over at every call."""
+        """Fits the model to x (m, dx) and y (m, dy), or to an iterable of such chunks. Every call starts over."""
         self._moments, self._solution = None, None
         if y is None:
             for chunk in cast("Iterable[tuple[Array, Array]]", x):
                 if not isinstance(chunk, (tuple, list)) or len(chunk) != 2:
-                    raise TypeError("x must be an iterable of pairs (x, y) where y is not given")
+                    raise TypeError("x must be an iterable of pairs (x, y) if y is not given")
                 self.partial_fit(*chunk)
             if self._moments is None:
                 raise ValueError("x must yield at least one chunk (x, y), got none")
@@ -97,7 +102,7 @@ class LinearCCA:
         return self
 
     def partial_fit(self, x: Array, y: Array) -> LinearCCA:
-        """Adds the rows of one chunk to what earlier calls have seen; the model is solved when it is next used."""
+        """Adds the rows of one chunk to those of earlier calls; the model is solved at its next use."""
         x, y = _pair(x, y, min_rows=1)
         self._accumulate(x, y)
         self._solution = None
@@ -140,7 +145,7 @@ class LinearCCA:
             x_mean, x_weights = x_basis @ x_mean, x_basis @ x_weights
         if y_basis is not None:
             y_mean, y_weights = y_basis @ y_mean, y_basis @ y_weights
-        # An SVD leaves the signs open: the largest weight of x is positive, so equal data give equal models.
+        # An SVD leaves signs undetermined. Making the largest weight of x positive gives equal models for equal data.
         sign = x_weights.gather(0, x_weights.abs().argmax(0, keepdim=True)).sign()
         self._solution = Solution(x_mean, y_mean, x_weights * sign, y_weights * sign, sigma[:k], s.count)
         return self._solution
@@ -199,7 +204,7 @@ class LinearCCA:
     @overload
     def transform(self, x: A, y: A) -> tuple[A, A]: ...
     def transform(self, x: A, y: A | None = None) -> A | tuple[A, A]:
-        """The variates of x, or those of both views."""
+        """The canonical variates of x, or of both views."""
         return self.transform_x(x) if y is None else (self.transform_x(x), self.transform_y(y))
 
     def fit_transform(self, x: A, y: A) -> tuple[A, A]:
@@ -208,14 +213,14 @@ class LinearCCA:
         return self.transform_x(x), self.transform_y(y)
 
     def score(self, x: Array, y: Array) -> float:
-        """Total correlation of given pairs: the sum over components of the correlation of their variates."""
+        """Total correlation of the given pairs: the sum over components of the correlations of their variates."""
         s = self.solution
         x, y = _pair(x, y)
         u = _project("x", x.double(), s.x_mean, s.x_weights)
         v = _project("y", y.double(), s.y_mean, s.y_weights)
         u, v = u - u.mean(0), v - v.mean(0)
         scale = (u.square().sum(0) * v.square().sum(0)).sqrt()
-        return float(((u * v).sum(0) / scale).nan_to_num().sum())  # a constant variate correlates with nothing
+        return float(((u * v).sum(0) / scale).nan_to_num().sum())  # a constant variate has correlation 0
 
     # -- parameters and files -----------------------------------------------------------------------------------
 
@@ -224,7 +229,7 @@ class LinearCCA:
         return {name: getattr(self, name) for name in ("n_components", "ridge", "relative", "power")}
 
     def set_params(self, **params: Any) -> LinearCCA:
-        """Sets constructor arguments. They act at once after :meth:`partial_fit`; after fit, only ``power`` does."""
+        """Sets constructor arguments. After `partial_fit` they take effect at once; after `fit`, only `power` does."""
         for name, value in params.items():
             if name not in self.get_params():
                 raise ValueError(f"LinearCCA has no parameter {name!r}; it has {', '.join(self.get_params())}")
@@ -243,13 +248,13 @@ class LinearCCA:
         return f"LinearCCA({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
 
     def state_dict(self) -> dict[str, Any]:
-        """Parameters and fitted tensors, in types that ``torch.load(weights_only=True)`` accepts."""
+        """Parameters and fitted tensors, in types that `torch.load(weights_only=True)` accepts."""
         return {"params": self.get_params(), "fitted": self.solution._asdict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> LinearCCA:
-        """Takes on what :meth:`state_dict` gave."""
+        """Restores the result of `state_dict()`."""
         if not {"params", "fitted"} <= state.keys():
-            raise ValueError(f"state must be what LinearCCA.state_dict() gives, got the keys {sorted(state)}")
+            raise ValueError(f"state must be the result of LinearCCA.state_dict(), got the keys {sorted(state)}")
         self.set_params(**state["params"])
         self._moments, self._solution = None, Solution(**state["fitted"])
         return self
@@ -260,7 +265,7 @@ class LinearCCA:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> LinearCCA:
-        """Reads what :meth:`save` wrote."""
+        """Reads a model from a file that `save` wrote."""
         return cls().load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
@@ -292,7 +297,7 @@ def _finite(name: str, x: Tensor, first: int = 0) -> Tensor:
 
 
 def _rows_basis(name: str, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """x (m, d) in an orthonormal basis (d, m) of its rows where m < d: nothing that CCA sees is lost."""
+    """If m < d, x (m, d) in an orthonormal basis (d, m) of its rows, which leaves the correlations unchanged."""
     if x.shape[0] >= x.shape[1]:
         return x, None
     basis, r = torch.linalg.qr(_finite(name, x).double().mT)
@@ -304,7 +309,7 @@ def _project(name: str, x: A, mean: Tensor, weights: Tensor) -> A:
     if rows.shape[1] != len(mean):
         raise ValueError(f"{name} must have {len(mean)} columns as in fit, got {rows.shape[1]}")
     mean, weights = mean.to(rows.device), weights.to(rows.device)
-    # float32 rows with a mean far from zero: what rounding takes from the mean is subtracted after it.
+    # Subtract the mean in two parts, since rounding a large mean to float32 loses digits.
     coarse = mean.to(rows.dtype)
     out = ((rows - coarse) - (mean - coarse).to(rows.dtype)) @ weights.to(rows.dtype)
     return cast(A, out if isinstance(x, Tensor) else out.numpy())

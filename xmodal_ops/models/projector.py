@@ -10,17 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
-from .branches import BRANCHES, Branch
+from .branch import Branch
 
 FEATURES = ("none", "standard", "sqrt", "chi2", "kernel")
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
 def additive_chi2(x: Tensor, *, steps: int = 3, interval: float = 0.5) -> Tensor:
-    """(m, d) -> (m, (2·steps − 1)·d): products of the results approach the additive χ² kernel Σ 2xy / (x + y).
+    """Features whose inner products approximate the additive χ² kernel Σ 2xy / (x + y) of histograms.
 
-    Samples the kernel's spectrum sech(πλ) at λ = j·interval, j < steps (Vedaldi & Zisserman, "Efficient Additive
-    Kernels via Explicit Feature Maps", PAMI 2012, eq. 26). For histograms; values below 0 count as 0.
+    The map samples the kernel's spectrum sech(πλ) at λ = j * interval (Vedaldi & Zisserman, "Efficient Additive
+    Kernels via Explicit Feature Maps", PAMI 2012, eq. 26).
+
+    Args:
+        x: histograms (m, d); negative values count as 0.
+        steps: number of samples, j = 0, ..., steps - 1.
+        interval: distance between samples.
+
+    Returns:
+        (m, (2 * steps - 1) * d).
     """
     x = x.clamp(min=0)
     log = x.clamp(min=torch.finfo(x.dtype).tiny).log()
@@ -32,20 +40,27 @@ def additive_chi2(x: Tensor, *, steps: int = 3, interval: float = 0.5) -> Tensor
 
 
 class Projector(Branch):
-    """Fully connected layers with an activation after each, the last one too: V→2000→200 with tanh in ACMR's paper.
+    """Fully connected layers with an activation after each, including the last.
 
-    ``features`` come first:
-        "none"
-        "standard"        zero mean and unit variance
-        "sqrt", "chi2"    the square roots (Hellinger) or the additive χ² map of histograms, then so standardised
-        "kernel"          10·K⁻¹ᐟ² (k(x, z₁), k(x, z₂), …) with the exponential χ² kernel of histograms, k(x, z) =
-                          exp(−2·Σ (x − z)² / (x + z)), and K its matrix of ``landmarks`` rows z (Nyström, by way of
-                          the additive map): inner products are 100·k where the landmarks tell all
-    Means, deviations and landmarks are those of the rows handed to :meth:`fit`. Dropout follows every hidden layer,
-    ``input_dropout`` the features. ``members`` networks side by side share out_features equally: an ensemble, each
-    with hidden layers of its own.
+    Maps (m, in_features) to (m, out_features), within -1..1 with tanh. The paper uses widths V -> 2000 -> 200 and tanh.
 
-    Input: (m, in_features) -> (m, out_features), within ±1 with tanh.
+    Args:
+        in_features, out_features: number of inputs and outputs.
+        hidden: width of each hidden layer.
+        activation: "tanh" or "relu".
+        features: an explicit feature map before the layers, with the statistics of the rows given to `fit`:
+
+            * "none": the inputs themselves.
+            * "standard": zero mean and unit variance.
+            * "sqrt", "chi2": the square roots (Hellinger kernel) or the additive χ² map of histograms, standardised.
+            * "kernel": 10 K^(-1/2) (k(x, z₁), k(x, z₂), ...) with the exponential χ² kernel of histograms,
+              k(x, z) = exp(-2 Σ (x - z)² / (x + z)), and its matrix K over the landmarks z (Nyström, computed through
+              the additive map). Inner products approximate 100 k.
+        dropout: probability of dropout after each hidden layer.
+        input_dropout: probability of dropout after the feature map.
+        members: number of parallel networks, an ensemble. They share `out_features` equally, and each has its own
+            hidden layers.
+        landmarks: number of landmarks of the "kernel" features.
     """
 
     def __init__(
@@ -90,7 +105,7 @@ class Projector(Branch):
         self.networks = nn.ModuleList(network() for _ in range(members))
 
     def _kernel(self, x: Tensor) -> Tensor:
-        """k of rows of additive χ² features with the landmarks."""
+        """Kernel values (m, landmarks) of the rows x, given as additive χ² features."""
         square = x.square().sum(1, keepdim=True) + self.landmarks.square().sum(1) - 2 * x @ self.landmarks.T
         return torch.exp(-2 * square.clamp(min=0))
 
@@ -101,7 +116,11 @@ class Projector(Branch):
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
-        """Takes means and deviations from the rows of x (m, in_features), m >= 2."""
+        """Sets the means and deviations, or the landmarks, from the rows of x (m, in_features), m >= 2.
+
+        Raises:
+            ValueError: x has fewer rows than there are landmarks.
+        """
         if self.features == "kernel":
             if len(x) < len(self.landmarks):
                 raise ValueError(f"x must have at least as many rows as landmarks, {len(self.landmarks)}, got {len(x)}")
@@ -113,7 +132,7 @@ class Projector(Branch):
         elif self.features != "none":
             deviation, mean = torch.std_mean(self._map(x.to(self.mean.device)).double(), 0)
             self.mean.copy_(mean)
-            # A constant feature stays as it is, 0 after centring.
+            # A constant feature is not scaled; centring makes it 0.
             self.scale.copy_(torch.where(deviation > 1e-6 * (1 + mean.abs()), 1 / deviation, 1.0))
 
     mean: Tensor
@@ -127,6 +146,3 @@ class Projector(Branch):
         else:
             x = (self._map(x) - self.mean) * self.scale
         return torch.cat([network(x) for network in self.networks], 1)
-
-
-BRANCHES["Projector"] = Projector

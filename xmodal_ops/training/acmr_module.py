@@ -11,6 +11,7 @@ from torch.distributions import Beta
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from .._images import unit_range
 from ..data import PairData
 from ..models import ACMR
 from ..nn import reversal_schedule
@@ -81,7 +82,7 @@ class ACMRModule(RunModule):
             other = torch.randperm(len(labels), device=targets.device)
             targets = targets.lerp(targets[other], share)
             text = text.lerp(text[other], share.to(text.dtype))
-            image = image.float() / 255 if image.dtype == torch.uint8 else image
+            image = unit_range(image)
             image = image.lerp(image[other], share.to(image.dtype).view(-1, *(1,) * (image.ndim - 1)))
         return image, text, targets
 

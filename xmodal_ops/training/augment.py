@@ -1,4 +1,4 @@
-"""Random changes of small pictures that leave their meaning alone."""
+"""Random transformations of small images that preserve their content."""
 
 from __future__ import annotations
 
@@ -8,14 +8,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._images import unit_range
+
 
 def augment(x: Tensor, *, shift: float = 2, turn: float = 8, scale: float = 0.1) -> Tensor:
-    """Pictures (m, c, h, w), each moved by up to ``shift`` pixels, turned and sheared by ``turn`` degrees, scaled.
+    """Applies a random affine map to each image, drawn from torch's global generator.
 
-    What comes in from outside the picture is 0. Bilinear; draws from torch's global generator.
+    Args:
+        x: images (m, c, h, w), uint8 or floats in [0, 1].
+        shift: largest translation in pixels, along either axis.
+        turn: largest rotation, and largest shear, in degrees.
+        scale: largest logarithm of the scale factor along either axis.
+
+    Returns:
+        Floats (m, c, h, w), interpolated bilinearly; pixels from outside the image are 0.
     """
     m, _, h, w = x.shape
-    x = x.float() / 255 if x.dtype == torch.uint8 else x
+    x = unit_range(x)
 
     def uniform(limit: float) -> Tensor:
         return (torch.rand(m, device=x.device) * 2 - 1) * limit
