@@ -103,7 +103,7 @@ def test_retrieval_from_files_is_retrieval_from_memory(stream, views, similarity
 
 
 def test_retrieval_breaks_ties_by_row_as_in_memory(tmp_path):
-    """Every row occurs three times, so ranks hang on the order of equal items."""
+    """Every row occurs three times, so ranks depend on the order of equal items."""
     distinct = np.random.default_rng(1).standard_normal((40, 5)).astype(np.float32)
     both = np.concatenate([distinct, distinct, distinct])
     for name in ("image", "text"):

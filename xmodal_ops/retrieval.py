@@ -1,4 +1,4 @@
-"""Retrieval metrics by name: which protocol a figure belongs to is never left open."""
+"""Retrieval metrics. The name of every metric identifies its protocol."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from .data.stream import PairStream
 SIMILARITIES = ("cosine", "dot", "euclidean")
 Array: TypeAlias = "Tensor | np.ndarray[Any, Any]"
 
-_AT = 50  # of map_50 and map_50_hits
-_HELD = 1 << 20  # similarities held at a time, small enough to stay in the cache
-_TILE = 1 << 15  # gallery rows that are widened to float64 at a time
+_AT = 50  # the cut of map_50 and map_50_hits
+_HELD = 1 << 20  # similarities in memory at a time, few enough to stay in the cache
+_TILE = 1 << 15  # gallery rows converted to float64 at a time
+_ROW = 0xFFFFFFFF  # the lower half of a key, which holds the row
 
 
 class Evaluation(TypedDict):
-    """What `evaluate` returns."""
+    """The result of `evaluate`."""
 
     image_to_text: dict[str, float]
     text_to_image: dict[str, float]
@@ -44,38 +45,47 @@ def evaluate(
     chunk_size: int | None = None,
     progress: bool = False,
 ) -> Evaluation:
-    """Retrieves texts by every image and images by every text, in one common space.
+    """Evaluates retrieval of texts by images and of images by texts in a common space.
 
-    Shapes: image, text (n, d), row i of one belongs to row i of the other; labels int64 (n,) or bool (n, C).
-    All n rows of the other modality are a query's gallery, its own pair among them.
+    The gallery of a query is all n rows of the other modality, including its own partner.
 
-    About the own pair, of rank r (1 is best) in the gallery:
-        recall@1, recall@5, recall@10   share of the queries with r <= 1, 5, 10
-        median_rank                     median of r
-        mrr                             mean of 1 / r
-    About the relevant items, those of the same class or with any label in common (without labels: the own
-    pair): the mean over queries of AP, which sums (relevant among the first p) / p over the positions p of
-    relevant items and divides by
-        map_all       the number of relevant items in the gallery
-        map_50        min(50, that number), the sum going over p <= 50 only
-        map_50_hits   the number of relevant items at p <= 50; AP is 0 where there are none. This metric,
-                      of ACMR's released demo, inflates, and orders methods otherwise than map_all does
-    Queries without a relevant item (possible with bool labels) are left out of these three means.
+    These metrics depend on the rank r of the partner in the gallery (1 is best):
 
-    Returns a dict: `image_to_text` and `text_to_image` with these eight figures, their `mean`, and in
-    `chance` what a random order is expected to give (exact, not sampled); `gallery` = n, the number of
-    `queries` in each direction, of `queries_without_relevant` among them, and `similarity`.
+    * `recall@1`, `recall@5`, `recall@10`: fraction of queries with r <= 1, 5, 10.
+    * `median_rank`: median of r.
+    * `mrr`: mean of 1 / r.
 
-    similarity   "cosine" (0 for a zero vector), "dot", or "euclidean" (nearest first)
-    queries      int64 (q,), the rows that are queries, in both directions; all by default
-    chunk_size   queries at a time; by default as many as keep the memory for similarities small
-    progress     shows a progress bar (needs rich)
+    These depend on the relevant items, which share a class or any label with the query; without labels, only the
+    partner is relevant. They are means over queries of AP: the sum of (relevant among the first p) / p over the
+    positions p of relevant items, divided by a count:
 
-    Similarities are computed in float64 and compared in float32, the lower row first where they are equal: so
-    the figures do not hang on chunk_size or the number of threads. Without labels nothing is sorted. Time
-    O(q n d), with labels O(q n (d + log n)); memory O(n d + chunk_size n).
-    Raises TypeError or ValueError for shapes and dtypes that do not fit, NaN or infinity (naming the row),
-    and labels that leave every query without a relevant item.
+    * `map_all`: the number of relevant items in the gallery.
+    * `map_50`: min(50, that number); the sum runs over p <= 50 only.
+    * `map_50_hits`: the number of relevant items at p <= 50, and AP is 0 if there are none. This metric of ACMR's
+      released demo is inflated, and it ranks methods differently from `map_all`.
+
+    Queries without a relevant item (possible with bool labels) are left out of the last three means.
+
+    Similarities are computed in float64 and compared in float32; among equal ones the lower row comes first. Results
+    therefore do not depend on `chunk_size` or the number of threads. Time is O(q n d), with labels
+    O(q n (d + log n)); memory is O(n d + chunk_size n).
+
+    Args:
+        image, text: (n, d); row i of one is the partner of row i of the other.
+        labels: int64 (n,) or bool (n, C).
+        similarity: "cosine" (0 for a zero vector), "dot", or "euclidean" (nearest first).
+        queries: int64 (q,), the rows used as queries in both directions; all by default.
+        chunk_size: number of queries at a time; by default one that keeps the similarities in the cache.
+        progress: show a progress bar (needs rich).
+
+    Returns:
+        A dict: the eight metrics in `image_to_text` and `text_to_image`, their `mean`, and in `chance` their exact
+        expectations for a random order; `gallery` (n), the number of `queries` in each direction and of
+        `queries_without_relevant` among them, and `similarity`.
+
+    Raises:
+        TypeError, ValueError: shapes or dtypes do not match, a row holds NaN or infinity (the message gives its
+            number), or labels leave every query without a relevant item.
     """
     image, text = _embeddings(image, text, "image", "text", similarity)
     if len(image) != len(text):
@@ -99,20 +109,10 @@ def evaluate(
             if labels is not None:
                 precisions.append(_precisions(scores, _relevant(labels, rows)))
         precision = torch.cat(precisions, 1)[:, relevant > 0] if labels is not None else None
-        return _of_ranks(torch.cat(ranks), precision)
+        return _metrics(torch.cat(ranks), precision)
 
-    there = direction("image to text", image, text)
-    back = direction("text to image", text, image)
-    return {
-        "image_to_text": there,
-        "text_to_image": back,
-        "mean": {name: (there[name] + back[name]) / 2 for name in there},
-        "chance": chance(n, relevant[relevant > 0]),
-        "similarity": similarity,
-        "gallery": n,
-        "queries": len(own),
-        "queries_without_relevant": int((relevant == 0).sum()),
-    }
+    directions = direction("image to text", image, text), direction("text to image", text, image)
+    return _result(directions, similarity, n, relevant)
 
 
 def evaluate_stream(
@@ -126,20 +126,27 @@ def evaluate_stream(
     workers: int = 2,
     progress: bool = False,
 ) -> Evaluation:
-    """`evaluate` without labels, of pairs in files larger than memory: sampled queries against every pair.
+    """Evaluates sampled queries against all pairs of files larger than memory, as `evaluate` does without labels.
 
-    The figures are those of ``evaluate(image, text, queries=rows)``. n queries of n pairs are n² similarities: at
-    10⁶ pairs with 512 columns 10¹⁵ operations, so a sample is taken; q queries estimate a recall to ± 0.5 / √q.
+    The result equals `evaluate(image, text, queries=rows)`. All n queries would need n² similarities, some 10¹⁵
+    operations for 10⁶ pairs with 512 columns. A sample of q queries estimates a recall with a standard error of at
+    most 0.5 / sqrt(q).
 
-    queries      how many rows are drawn, without repetition, or the rows themselves, int64 (q,)
-    transform    what maps a chunk (image, text) into the common space, such as ``LinearCCA.transform``
-    seed         of the rows that are drawn
-    chunk_size   pairs in memory at a time
-    workers      processes that read ahead
-    progress     shows a progress bar (needs rich)
+    The files are read once. Time is O(q n d), memory O(q d + chunk_size (d + q)).
 
-    Time O(q n d) after one pass over the files, memory O(q d + chunk_size (d + q)). Raises as `evaluate`, and
-    DataError for files that cannot be read.
+    Args:
+        pairs: the files.
+        queries: the number of rows to draw without repetition, or the rows themselves, int64 (q,).
+        transform: maps a chunk (image, text) into the common space, such as `LinearCCA.transform`.
+        similarity: as in `evaluate`.
+        seed: draws the rows.
+        chunk_size: number of pairs in memory at a time.
+        workers: number of processes that read ahead.
+        progress: show a progress bar (needs rich).
+
+    Raises:
+        TypeError, ValueError: as `evaluate`.
+        DataError: a file cannot be read.
     """
     n = len(pairs)
     if isinstance(queries, int):
@@ -153,13 +160,13 @@ def evaluate_stream(
     def embed(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         if transform is not None:
             image, text = transform(image, text)
-        # A chunk's own centre is not the gallery's: in float64, distances do without.
+        # "dot" leaves the rows as they are: chunks must not be centred separately, and float64 distances do without.
         return _embeddings(image, text, "image", "text", "dot" if similarity == "euclidean" else similarity)
 
     with torch.no_grad():
         image, text = embed(pairs.image[own.numpy()], pairs.text[own.numpy()])
         own = own.to(image.device)
-        # Partner by partner, as one product would take memory for all of them.
+        # Scores of the partners, one by one: a single product would hold all q² similarities.
         mine = [
             torch.cat([_similarities(q[None], g[None], similarity)[0] for q, g in zip(a, b)])
             for a, b in ((image, text), (text, image))
@@ -178,41 +185,64 @@ def evaluate_stream(
                     ahead &= column != own[rows, None]
                     count[rows] += ahead.sum(1)
             start = stop
-    there, back = (_of_ranks(count + 1) for count in before)
+    there, back = (_metrics(count + 1) for count in before)
+    return _result((there, back), similarity, n, torch.ones_like(own))
+
+
+def _result(
+    directions: tuple[dict[str, float], dict[str, float]],
+    similarity: str,
+    gallery: int,
+    relevant: Tensor,  # int64 (q,), the number of relevant items of each query
+) -> Evaluation:
+    there, back = directions
     return {
         "image_to_text": there,
         "text_to_image": back,
         "mean": {name: (there[name] + back[name]) / 2 for name in there},
-        "chance": chance(n),
+        "chance": chance(gallery, relevant[relevant > 0]),
         "similarity": similarity,
-        "gallery": n,
-        "queries": len(own),
-        "queries_without_relevant": 0,
+        "gallery": gallery,
+        "queries": len(relevant),
+        "queries_without_relevant": int((relevant == 0).sum()),
     }
 
 
 def nearest(
     query: Array, gallery: Array, k: int = 5, *, similarity: str = "cosine", chunk_size: int | None = None
 ) -> Tensor:
-    """The k most similar rows of gallery (n, d) for every row of query (q, d): int64 (q, k), best first.
+    """Finds the k most similar rows of a gallery for every query; similarities and ties are those of `evaluate`.
 
-    Similarities, ties and errors are those of `evaluate`.
+    Args:
+        query: (q, d).
+        gallery: (n, d).
+        k: number of rows to return, 1..n.
+        similarity, chunk_size: as in `evaluate`.
+
+    Returns:
+        int64 (q, k), rows of the gallery, best first.
+
+    Raises:
+        TypeError, ValueError: as `evaluate`, or `k` is out of range.
     """
     query, gallery = _embeddings(query, gallery, "query", "gallery", similarity)
     if not 1 <= k <= len(gallery):
         raise ValueError(f"k must lie in 1..{len(gallery)} (the rows of gallery), got {k}")
     chunks = torch.split(query, _chunk(chunk_size, len(gallery)))
     keys = [_keys(_similarities(q, gallery, similarity)).topk(k, dim=1, largest=False).values for q in chunks]
-    return torch.cat(keys) & 0xFFFFFFFF
+    return torch.cat(keys) & _ROW
 
 
 def chance(gallery: int, relevant: Tensor | None = None) -> dict[str, float]:
-    """What the figures of `evaluate` are expected to be where a gallery of n items is in random order.
+    """The expected metrics of `evaluate` if the gallery is in random order; exact, not sampled.
 
-    `relevant`, int64 (q,), holds the number R >= 1 of relevant items per query, 1 each by default. Position p
-    is relevant with probability R/n, and then expects (p-1)(R-1)/(n-1) relevant ones before it: so, with
-    harmonic numbers H, AP's sum over p <= K is R/n (H_K + (K - H_K)(R-1)/(n-1)). Given h hits at p <= K, the
-    same holds among these K positions with h for R, and h is hypergeometric.
+    Position p is relevant with probability R/n, and is then preceded by (p - 1)(R - 1)/(n - 1) relevant items on
+    average. With harmonic numbers H, the expected sum of AP over p <= K is thus R/n (H_K + (K - H_K)(R - 1)/(n - 1)).
+    Given h hits at p <= K, the same holds for these K positions with h instead of R, and h is hypergeometric.
+
+    Args:
+        gallery: number of items, n.
+        relevant: int64 (q,), the number R >= 1 of relevant items of each query; 1 by default.
     """
     n, top = gallery, min(_AT, gallery)
     counts = torch.ones(1) if relevant is None else relevant.cpu()
@@ -227,7 +257,7 @@ def chance(gallery: int, relevant: Tensor | None = None) -> dict[str, float]:
         return r / n * (h + (k - h) * (r - 1) / max(n - 1, 1))
 
     before = torch.arange(top, dtype=torch.float64)
-    none = ((n - r[:, None] - before).clamp(min=0) / (n - before)).prod(1)  # no hit among the first `top`
+    none = ((n - r[:, None] - before).clamp(min=0) / (n - before)).prod(1)  # probability of no hit at p <= top
     found, hits, h = 1 - none, top * r / n, harmonic[top - 1]
     by_hits = (found * h + (hits - found) * (top - h) / max(top - 1, 1)) / top
     return {
@@ -242,9 +272,12 @@ def chance(gallery: int, relevant: Tensor | None = None) -> dict[str, float]:
     }
 
 
-def _of_ranks(rank: Tensor, precision: Tensor | None = None) -> dict[str, float]:
-    """The figures of a direction from the ranks of own pairs (q,), and the precisions (3, ·) of `_precisions`."""
-    if precision is None:  # the own pair is the only relevant item, at position r
+def _metrics(
+    rank: Tensor,  # float64 (q,), ranks of the partners
+    precision: Tensor | None = None,  # float64 (3, queries with relevant items), from _precisions
+) -> dict[str, float]:
+    """The metrics of one direction."""
+    if precision is None:  # the partner is the only relevant item
         near = torch.where(rank <= _AT, 1 / rank, 0)
         precision = torch.stack([1 / rank, near, near])
     return dict(zip(("map_all", "map_50", "map_50_hits"), precision.mean(1).tolist())) | {
@@ -257,7 +290,7 @@ def _of_ranks(rank: Tensor, precision: Tensor | None = None) -> dict[str, float]
 
 
 def _similarities(query: Tensor, gallery: Tensor, similarity: str) -> Tensor:
-    """float32 (q, n). Rounded from float64, so that equal items tie whatever the blocking of the product."""
+    """float32 (q, n). Rounding from float64 makes equal items tie, however the product is blocked."""
     wide = torch.float32 if query.device.type == "mps" else torch.float64
     q = query.to(wide)
     out = torch.empty(len(query), len(gallery), dtype=torch.float32, device=query.device)
@@ -271,34 +304,42 @@ def _similarities(query: Tensor, gallery: Tensor, similarity: str) -> Tensor:
 
 
 def _own_rank(scores: Tensor, own: Tensor) -> Tensor:
-    """1 + the number of gallery rows before the own one, float64 (q,)."""
+    """float64 (q,): 1 + the number of gallery rows before the partner in the ranking."""
     mine = scores.gather(1, own[:, None])
     before = torch.arange(scores.shape[1], device=own.device) < own[:, None]
     return ((scores > mine) | ((scores == mine) & before)).sum(1).double() + 1
 
 
 def _keys(scores: Tensor) -> Tensor:
-    """int64 (q, n): ascending as similarities fall and, where they are equal, as rows rise.
+    """Integers int64 (q, n) whose ascending order is the ranking: falling similarity, and rising row among equals.
 
-    The row is in the lower half. No two keys are equal, so any sort of them is stable.
+    The upper half of a key holds the similarity, the lower half the row, so that no two keys are equal and any sorting
+    algorithm gives the same ranking. The bits of a float consist of a sign and a magnitude that grows with them. Read
+    as an integer, non-negative floats therefore already compare correctly; for negative ones the magnitude bits must be
+    inverted. Inverting all bits afterwards reverses the order.
     """
-    bits = (scores + 0.0).view(torch.int32)  # + 0.0 makes -0.0 equal to 0.0
-    falling = ~(bits ^ ((bits >> 31) & 0x7FFFFFFF))  # as floats compare, so do these, the other way round
-    return falling.long().mul_(1 << 32).add_(torch.arange(scores.shape[1], device=scores.device))
+    bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0, so that they tie
+    rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # bits >> 31 is all ones for negative floats, else 0
+    return (~rising).long().mul_(1 << 32).add_(torch.arange(scores.shape[1], device=scores.device))
 
 
 def _precisions(scores: Tensor, relevant: Tensor) -> Tensor:
-    """AP over the whole gallery, AP@50, AP@50 by hits: float64 (3, q), void where nothing is relevant."""
+    """AP over the whole gallery, AP@50, and AP@50 over hits: float64 (3, q), undefined if a query has no relevant item.
+
+    The hits of all queries form one list, ordered by query, then position. The precision at a hit is its number among
+    the query's hits divided by its position, and index_add_ sums the precisions by query.
+    """
     keys = _keys(scores)
     if keys.device.type == "cpu":
-        keys.numpy().sort(axis=1)  # vectorised, several times faster than torch's
+        keys.numpy().sort(axis=1)  # vectorised, several times faster than torch's sort
     else:
         keys = keys.sort(dim=1).values
-    hit = relevant.gather(1, keys & 0xFFFFFFFF)
+    hit = relevant.gather(1, keys & _ROW)  # bool (q, n), in ranked order
     count = hit.sum(1)
     row, position = hit.nonzero(as_tuple=True)
-    th = torch.arange(1, len(row) + 1, device=row.device) - (count.cumsum(0) - count)[row]
-    precision = th.double() / (position + 1)
+    earlier = count.cumsum(0) - count  # (q,), hits of all earlier queries
+    number = torch.arange(1, len(row) + 1, device=row.device) - earlier[row]
+    precision = number.double() / (position + 1)
     whole, top = (precision.new_zeros(len(scores)) for _ in range(2))
     whole.index_add_(0, row, precision)
     top.index_add_(0, row, precision.masked_fill_(position >= _AT, 0))
@@ -314,7 +355,7 @@ def _relevant(labels: Tensor, rows: Tensor) -> Tensor:
 
 
 def _embeddings(x: Array, y: Array, x_name: str, y_name: str, similarity: str) -> tuple[Tensor, Tensor]:
-    """Both checked, and made ready for products: of length 1 for cosines, centred for distances."""
+    """Both matrices, checked and prepared for a product: unit rows for cosines, centred for distances."""
     if similarity not in SIMILARITIES:
         raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {similarity!r}")
     x, y = torch.as_tensor(x).detach(), torch.as_tensor(y).detach()

@@ -1,8 +1,7 @@
-"""What a neural result is to stand beside: three-view CCA with labels, and semantic matching by scikit-learn.
+"""Baselines: three-view CCA with labels, and semantic matching by scikit-learn. Linear CCA is in linear_cca.py.
 
-Everything that is to be chosen is chosen on the validation split, by the same figure as for the models. Chance is
-part of every evaluation; linear CCA is in linear_cca.py. With ``refit``, what was chosen is fitted anew to training and
-validation pairs.
+Hyperparameters are chosen on the validation split, by the same metric as for the models. With `refit`, the chosen
+baseline is fitted again to the training and validation pairs.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ COMPARISONS = ("cosine", "pearson", "probability")
 
 
 class Baseline(NamedTuple):
-    """Figures of a baseline on the test split, and what was chosen for it on the validation split."""
+    """Test metrics of a baseline, and the hyperparameters chosen on the validation split."""
 
     metrics: dict[str, Any]
     chosen: dict[str, Any]
@@ -49,7 +48,7 @@ def _score(image: Array, text: Array, pairs: PairSet) -> dict[str, Any]:
 
 
 class _ThreeViews:
-    """The covariances of image, text and label indicators, and the solutions for a ridge."""
+    """The joint covariance of image, text and label indicators, and the solutions for a ridge."""
 
     def __init__(self, pairs: PairSet, labels: Array) -> None:
         third = np.eye(int(labels.max()) + 1)[labels] if labels.ndim == 1 else labels.astype(float)
@@ -61,7 +60,7 @@ class _ThreeViews:
         self.count = min(views[0].shape[1], views[1].shape[1], max(COMPONENTS))
 
     def solve(self, ridge: float) -> tuple[Array, Array]:
-        """Eigenvalues and vectors, the largest first."""
+        """Eigenvalues in descending order, and their eigenvectors."""
         within = np.zeros_like(self.joint)
         for block in self.blocks:
             part = self.joint[block, block]
@@ -79,17 +78,17 @@ class _ThreeViews:
 def three_view_cca(data: PairData, monitor: str, refit: bool = False) -> Baseline:
     """CCA of image, text and label indicators (Gong et al., "A Multi-View Embedding Space", IJCV 2014).
 
-    The leading solutions of C w = λ D w, where C holds the covariances of the three views side by side and D those
-    within the views, ridged; components are weighted by their eigenvalues to a power.
+    The components are the leading solutions of C w = λ D w. C is the joint covariance of the three views, D its
+    diagonal blocks with a ridge. Components are weighted by a power of their eigenvalues.
     """
     model = _ThreeViews(data.train, _labels(data.train, data.name))
     best: tuple[float, dict[str, Any]] = (-1.0, {})
     for ridge in RIDGES:
         solution = model.solve(ridge)
         for k, power in product([k for k in COMPONENTS if k < model.count] + [model.count], POWERS):
-            figure = model.score(*solution, k, power, data.validation)["mean"][monitor]
-            if figure > best[0]:
-                best = figure, {"ridge": ridge, "n_components": k, "power": power}
+            score = model.score(*solution, k, power, data.validation)["mean"][monitor]
+            if score > best[0]:
+                best = score, {"ridge": ridge, "n_components": k, "power": power}
     chosen = best[1]
     if refit:
         whole = data.with_validation().train
@@ -99,11 +98,18 @@ def three_view_cca(data: PairData, monitor: str, refit: bool = False) -> Baselin
 
 
 def semantic_matching(data: PairData, monitor: str, refit: bool = False, *, kind: str, seed: int = 0) -> Baseline:
-    """Classes predicted from either modality, compared (Rasiwasia et al., ACM MM 2010).
+    """Semantic matching: compares class probabilities predicted from either modality (Rasiwasia et al., ACM MM 2010).
 
-    ``kind``: "logistic" (regression of standardised features, two penalties) or "forest" (500 trees, the
-    smallest leaf chosen). Probabilities are compared by cosine, by Pearson's correlation, or by the probability of
-    one label, Σ_c p(c|v) p(c|t), whichever serves the validation split best.
+    The comparison is by cosine, by Pearson's correlation, or by the probability of a common label,
+    sum_c p(c|v) p(c|t), whichever scores best on the validation split.
+
+    Args:
+        data: the data set, with labels.
+        monitor: the metric that selects hyperparameters.
+        refit: fit the chosen baseline again to the training and validation pairs.
+        kind: "logistic" (regression on standardised features, with one of two penalties) or "forest" (500 trees, with
+            one of two smallest leaf sizes).
+        seed: of the forest.
     """
     labels = _labels(data.train, data.name)
     strengths = (0.01, 0.1) if kind == "logistic" else (1, 10)
@@ -115,9 +121,9 @@ def semantic_matching(data: PairData, monitor: str, refit: bool = False, *, kind
     best: tuple[float, dict[str, Any]] = (-1.0, {})
     for i, j, comparison in product(range(2), range(2), COMPARISONS):
         views = _comparable(comparison, tables[0][i][:held], tables[1][j][:held])
-        figure = _score(*views, data.validation)["mean"][monitor]
-        if figure > best[0]:
-            best = figure, {"image": strengths[i], "text": strengths[j], "comparison": comparison}
+        score = _score(*views, data.validation)["mean"][monitor]
+        if score > best[0]:
+            best = score, {"image": strengths[i], "text": strengths[j], "comparison": comparison}
     chosen = best[1]
     image, text = (tables[side][strengths.index(chosen[view])][held:] for side, view in enumerate(("image", "text")))
     if refit:
@@ -131,7 +137,7 @@ def semantic_matching(data: PairData, monitor: str, refit: bool = False, *, kind
 
 
 def _probabilities(kind: str, strength: float, seed: int, x: Array, labels: Array, rows: Array) -> Array:
-    """(rows, C) of a classifier that is trained on x."""
+    """Class probabilities (n, C) of the rows, from a classifier trained on x."""
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier
@@ -145,14 +151,14 @@ def _probabilities(kind: str, strength: float, seed: int, x: Array, labels: Arra
     else:
         model = RandomForestClassifier(500, min_samples_leaf=int(strength), random_state=seed)
     p = model.fit(x, labels).predict_proba(rows)
-    if isinstance(p, list):  # a forest of several labels: a table of two columns for each, or of one if all are alike
+    if isinstance(p, list):  # multi-label forest: for each label, columns for the values 0 and 1 that it takes
         p = np.stack([table[:, list(known).index(1)] if 1 in known else np.zeros(len(table))
                       for table, known in zip(p, model.classes_)], 1)  # fmt: skip
     return np.asarray(p)
 
 
 def _comparable(comparison: str, image: Array, text: Array) -> tuple[Array, Array]:
-    """Vectors whose cosines compare probabilities as told."""
+    """Vectors whose cosines give the comparison."""
     if comparison == "pearson":
         return image - image.mean(1, keepdims=True), text - text.mean(1, keepdims=True)
     if comparison == "probability":

@@ -1,4 +1,4 @@
-"""What a run shows: a table of figures, a loss curve, and a picture of what is retrieved."""
+"""Reports of a run: tables of metrics, loss curves, and plots of the common space and of retrieved items."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ..data import PairSet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
     from rich.table import Table
 
@@ -40,14 +41,14 @@ RIGHT, OTHER = "#1a7f37", "#c4cad1"
 
 
 def rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """The figures of some models, and of chance, as rows of text: model, direction, then :data:`COLUMNS`.
+    """The metrics of models, and of chance, as rows of text: model, direction, then COLUMNS.
 
-    Means over several seeds are followed by their deviation.
+    Means over several seeds are followed by the standard deviation.
     """
 
-    def cells(figures: Mapping[str, float], deviation: Mapping[str, float]) -> list[str]:
+    def cells(metrics: Mapping[str, float], deviation: Mapping[str, float]) -> list[str]:
         digits = {name: 1 if name == "median_rank" else 3 for name in COLUMNS}
-        texts = {name: f"{figures[name]:.{digits[name]}f}" for name in COLUMNS}
+        texts = {name: f"{metrics[name]:.{digits[name]}f}" for name in COLUMNS}
         return [texts[n] + (f" ± {deviation[n]:.{digits[n]}f}" if n in deviation else "") for n in COLUMNS]
 
     table = [
@@ -64,7 +65,7 @@ def rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def table(results: Mapping[str, Mapping[str, Any]], title: str = "") -> Table:
-    """The comparison of some models for a terminal."""
+    """The comparison of models as a table for the terminal."""
     from rich.table import Table
 
     out = Table(title=title or None, title_justify="left")
@@ -79,16 +80,15 @@ def table(results: Mapping[str, Mapping[str, Any]], title: str = "") -> Table:
 
 
 def markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The comparison of some models as a Markdown table."""
+    """The comparison of models as a Markdown table."""
     head = ["model", "direction", *COLUMNS.values()]
     lines = [head, ["---", "---", *["---:"] * len(COLUMNS)], *rows(results)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def loss_curve(history: Sequence[Mapping[str, float]], monitor: str, path: Path) -> None:
-    """Draws the total correlation of the training batches and the validation figure against the epochs."""
+    """Plots the training loss and the validation score against epochs."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -97,33 +97,35 @@ def loss_curve(history: Sequence[Mapping[str, float]], monitor: str, path: Path)
     left.set(title="training loss (minus the total correlation)", xlabel="epoch")
     right.plot(epochs, [row[f"validation {monitor}"] for row in history], marker=".", color=RIGHT)
     right.set(title=f"validation {monitor}, mean of both directions", xlabel="epoch")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.savefig(path, dpi=120)
+    _save_curves(figure, path)
 
 
 def game_curves(history: Sequence[Mapping[str, float]], monitor: str, path: Path) -> None:
-    """Draws the losses of both players of ACMR and the validation figure against the epochs."""
+    """Plots the losses of both players of ACMR and the validation score against epochs."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(13, 3.5), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     epochs = [row["epoch"] for row in history]
-    left.plot(epochs, [row["loss"] for row in history], label="all, L_emb")
+    left.plot(epochs, [row["loss"] for row in history], label="total, L_emb")
     for name, title in (("invariance", "L_imi"), ("discrimination", "L_imd"), ("pair", "L_pair")):
         if any(row[name] for row in history):
             left.plot(epochs, [row[name] for row in history], label=title)
     left.set(title="projectors and label predictor", xlabel="epoch", yscale="log")
     left.legend()
     middle.plot(epochs, [row["adversary"] for row in history], color="#bc4c00", label="L_adv")
-    middle.axhline(2 * math.log(2), color=OTHER, linestyle="--", label="modalities not to be told apart")
+    middle.axhline(2 * math.log(2), color=OTHER, linestyle="--", label="chance level")
     middle.set(title="modality classifier", xlabel="epoch")
     middle.legend()
     right.plot(epochs, [row[f"validation {monitor}"] for row in history], color=RIGHT)
     right.set(title=f"validation {monitor}, mean of both directions", xlabel="epoch")
-    for axes in (left, middle, right):
+    _save_curves(figure, path)
+
+
+def _save_curves(figure: Figure, path: Path) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for axes in figure.axes:
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=120)
@@ -139,10 +141,17 @@ def space_picture(
     items: int = 400,
     seed: int = 0,
 ) -> None:
-    """Draws both modalities in the common space before and after training, by t-SNE, as in the paper's figure.
+    """Plots both modalities in the common space before and after training by t-SNE, as in the paper.
 
-    At most ``items`` pairs, drawn at random. The upper pictures are coloured by modality, the lower ones by class
-    (single labels only).
+    The upper plots are coloured by modality, the lower ones by class (single labels only).
+
+    Args:
+        before, after: embeddings of images and texts, (n, d) each.
+        labels: the classes of the pairs.
+        path: the image file to write.
+        classes: the class names.
+        items: at most this number of pairs is drawn, chosen at random.
+        seed: chooses the pairs and initialises t-SNE.
     """
     from matplotlib.figure import Figure
     from sklearn.manifold import TSNE
@@ -182,16 +191,25 @@ def retrieval_picture(
     nearest: int = 5,
     seed: int = 0,
 ) -> None:
-    """Draws the items nearest to some randomly chosen texts, and to some images, by the cosine of their embeddings.
+    """Draws the items nearest to randomly chosen texts and images by cosine similarity.
 
-    A query's own partner has a green frame. Pairs of bare features show by name.
+    A green frame marks the query's partner. Items without an image are shown by name.
+
+    Args:
+        image, text: embeddings of the pairs, (n, d) each.
+        pairs: the pairs themselves.
+        path: the image file to write.
+        classes: the class names, shown if the pairs have no names.
+        queries: number of queries in each direction.
+        nearest: number of items for each query.
+        seed: chooses the queries.
     """
     from matplotlib.figure import Figure
 
     chosen = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))[:queries].tolist()
     nearest = min(nearest, len(pairs))
     drawn = pairs.image.ndim == 4
-    wide, narrow, gap = 2.4, 1.0, 0.6  # a name, a picture, in units of a row's height
+    wide, narrow, gap = 2.4, 1.0, 0.6  # widths of a name, an image and the gap, in units of a row's height
     image_width = narrow if drawn else wide
     widths = wide + nearest * image_width, image_width + nearest * wide
     figure = Figure(figsize=(0.9 * (sum(widths) + gap), 0.9 * (len(chosen) + 0.6)))
@@ -218,16 +236,16 @@ def retrieval_picture(
 def _cell(
     axes: Axes, pairs: PairSet, item: int, x: float, y: float, width: float, drawn: bool, classes: Sequence[str] | None
 ) -> None:
-    """One item, as a picture or by name, in the box of height 1 whose upper left corner is (x, y)."""
+    """Draws one item, as an image or by name, in the box of height 1 whose upper left corner is (x, y)."""
     if not drawn:
         words = textwrap.fill(_name(pairs, item, classes), 22, max_lines=4)
         axes.text(x + width / 2, y + 0.5, words, ha="center", va="center", fontsize=8)
         return
-    picture = pairs.image[item].permute(1, 2, 0).float().numpy()
+    image = pairs.image[item].permute(1, 2, 0).float().numpy()
     extent = (x + 0.1, x + width - 0.1, y + 0.9, y + 0.1)
-    # Ink on an empty ground, such as a glyph, is drawn dark on white.
-    colors = "gray_r" if picture.mean() < 0.5 else "gray"
-    axes.imshow(picture, extent=extent, cmap=colors, vmin=0, vmax=1, aspect="auto")
+    # Images that are mostly 0, such as glyphs, are drawn dark on white.
+    colors = "gray_r" if image.mean() < 0.5 else "gray"
+    axes.imshow(image, extent=extent, cmap=colors, vmin=0, vmax=1, aspect="auto")
 
 
 def _frame(x: float, y: float, width: float, color: str, line: float) -> Rectangle:
