@@ -1,4 +1,4 @@
-"""The package as users get it: an sdist and a wheel built in isolation, without torch, without a CUDA compiler."""
+"""The distributed package: an sdist and a wheel, built in isolation without torch and without a CUDA compiler."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(*command: str | Path, **options) -> str:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """The tracked files alone, as a clone holds them."""
+    """The tracked files alone, as in a clone."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     folder = tmp_path_factory.mktemp("checkout")

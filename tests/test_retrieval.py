@@ -1,4 +1,4 @@
-"""Retrieval metrics against brute force, scikit-learn, sampled chance, and what is documented of ties."""
+"""Retrieval metrics against brute force, scikit-learn and sampled chance, and the documented order of ties."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score
 
 from xmodal_ops.retrieval import chance, evaluate, nearest
 
-FIGURES = ["map_all", "map_50", "map_50_hits", "recall@1", "recall@5", "recall@10", "median_rank", "mrr"]
+METRICS = ["map_all", "map_50", "map_50_hits", "recall@1", "recall@5", "recall@10", "median_rank", "mrr"]
 
 
 def brute_force(query, gallery, relevant, similarity, rows):
@@ -79,14 +79,14 @@ def test_brute_force(kind, similarity):
     rows = range(len(image))
     there = brute_force(image.numpy(), text.numpy(), relevant, similarity, rows)
     back = brute_force(text.numpy(), image.numpy(), relevant, similarity, rows)
-    assert list(got["mean"]) == FIGURES
-    for name in FIGURES:
+    assert list(got["mean"]) == METRICS
+    for name in METRICS:
         assert got["image_to_text"][name] == pytest.approx(there[name], abs=1e-12)
         assert got["text_to_image"][name] == pytest.approx(back[name], abs=1e-12)
         assert got["mean"][name] == pytest.approx((there[name] + back[name]) / 2, abs=1e-12)
     assert got["queries_without_relevant"] == (~relevant.any(1)).sum()
     if kind == "multi":
-        assert got["queries_without_relevant"] > 0  # else the exclusion is not tested
+        assert got["queries_without_relevant"] > 0  # otherwise the exclusion is not tested
     assert (got["gallery"], got["queries"], got["similarity"]) == (130, 130, similarity)
     assert json.loads(json.dumps(got)) == got
 
@@ -147,7 +147,7 @@ def test_chunks_change_nothing(kind, chunk_size, monkeypatch):
     whole = evaluate(image, text, labels)
     monkeypatch.setattr("xmodal_ops.retrieval._TILE", 19)
     chunked = evaluate(image, text, labels, chunk_size=chunk_size)
-    for name, direction in itertools.product(FIGURES, ("image_to_text", "text_to_image")):
+    for name, direction in itertools.product(METRICS, ("image_to_text", "text_to_image")):
         assert chunked[direction][name] == pytest.approx(whole[direction][name], abs=1e-12)
     assert nearest(image, text, 9, chunk_size=chunk_size).equal(nearest(image, text, 9))
 
@@ -183,7 +183,7 @@ def test_chance_is_the_mean_over_random_orders(n):
         draws.append(list(result["mean"].values()))
     draws = np.array(draws)
     error = draws.std(0) / 20
-    expected = np.array([result["chance"][name] for name in FIGURES])
+    expected = np.array([result["chance"][name] for name in METRICS])
     assert np.all(np.abs(draws.mean(0) - expected) <= 4.5 * error + 1e-9)
 
 

@@ -1,4 +1,4 @@
-"""Pairs read from files in chunks are those that were written."""
+"""Pairs read from files in chunks equal the pairs that were written."""
 
 import h5py
 import numpy as np

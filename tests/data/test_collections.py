@@ -1,4 +1,4 @@
-"""Published sets: small files in the layouts that are passed around."""
+"""Published data sets: small files in the documented layouts."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def test_pascal_sentence_as_one_file_for_each_array(tmp_path):
     assert sorted(torch.cat([data.train.labels, data.validation.labels]).tolist()) == sorted([0, 1, 2] * 10)
 
 
-def test_a_lone_array_goes_by_its_file_s_name(tmp_path):
+def test_a_single_array_takes_the_name_of_its_file(tmp_path):
     for name, array in parts({"train": 30, "valid": 6, "test": 12}).items():
         np.savez(tmp_path / f"{name}.npz", data=array)
     data = load("nus-wide-10k", path=tmp_path)
@@ -54,7 +54,7 @@ def test_nus_wide_in_one_h5_with_columns_for_classes(tmp_path):
     assert data.test.labels.tolist() == [0, 1, 2] * 4
 
 
-def test_xmedia_s_names(tmp_path):
+def test_names_of_xmedia(tmp_path):
     arrays = {}
     for split, n in (("tr", 30), ("te", 12)):
         arrays[f"I_{split}_CNN"], arrays[f"T_{split}_BOW"] = views(n)
@@ -71,7 +71,7 @@ def test_xmedia_s_names(tmp_path):
 @pytest.mark.parametrize(
     "forms", [("XDatabase", "YDatabase", "databaseL", "XTest", "YTest", "testL"), ("XAll", "YAll", "LAll")]
 )
-def test_iapr_tc12_s_names(tmp_path, forms):
+def test_names_of_iapr_tc12(tmp_path, forms):
     labels = RNG.random((60, 5)) < 0.4
     values = []
     for rows in (slice(0, 48), slice(48, 60)) if len(forms) == 6 else (slice(0, 60),):
@@ -100,7 +100,7 @@ def karpathy(path, features: dict[str, np.ndarray]) -> list[str]:
     return splits
 
 
-def test_karpathy_s_captions(tmp_path):
+def test_captions_in_karpathy_s_format(tmp_path):
     feats = RNG.random((7, 30), np.float32)
     karpathy(tmp_path, {"feats": feats})  # one column for each image, as in vgg_feats.mat
     data = load("flickr8k", path=tmp_path)
@@ -108,7 +108,7 @@ def test_karpathy_s_captions(tmp_path):
     assert data.train.labels is None
     assert data.test.names == ["27.jpg", "28.jpg", "29.jpg"]
     np.testing.assert_array_equal(data.test.image, feats[:, 27:].T)
-    assert data.train.text.shape[1] == 3  # a, cat, dog: the others are in too few
+    assert data.train.text.shape[1] == 3  # a, cat, dog: the other words are in too few texts
     assert torch.equal(data.test.text[0], data.test.text[2])
     assert not torch.equal(data.test.text[0], data.test.text[1])
     torch.testing.assert_close(data.test.text.norm(dim=1), torch.ones(3))

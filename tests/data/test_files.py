@@ -1,4 +1,4 @@
-"""Pair files: every format gives the same pairs, and damaged ones give one line."""
+"""Pair files: every format gives the same pairs, and a damaged file gives an error of one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded glyphs: what the splits promise, and fonts made for the purpose."""
+"""The embedded glyphs: the guarantees of the splits, and fonts made for these tests."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_more_faces_more_training_pictures(tmp_path):
     twin = make_font(tmp_path / "b.ttf", {0x41: WIDE})
     one = glyphs.load(fonts=[make_font(tmp_path / "a.ttf", {0x42: WIDE[:3]})])
     two = glyphs.load(fonts=[tmp_path / "a.ttf", twin])
-    # The second face repeats the first but for one character, which is in training since the first lacks it.
+    # The second face adds one character to those of the first; it is in training, as the first face lacks it.
     assert len(all_names(two)) == len(all_names(one)) + 1
     assert "LATIN CAPITAL LETTER A" in two.train.names
 

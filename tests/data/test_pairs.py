@@ -1,4 +1,4 @@
-"""PairSet and PairData: indexing, splitting, and what they refuse."""
+"""PairSet and PairData: indexing, splitting and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Linear CCA against scikit-learn, the definition by SVD, and its own other ways in."""
+"""Linear CCA against scikit-learn and the definition by SVD; arrays, chunks and the dual form agree."""
 
 import numpy as np
 import pytest
