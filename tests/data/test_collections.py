@@ -154,8 +154,8 @@ def test_errors_name_what_was_found_and_what_is_needed(tmp_path):
     np.savez(tmp_path / "a.npz", pictures=np.ones((3, 2)), words=np.ones((3, 2)))
     refused(
         "pascal-sentence",
-        "no image arrays by the names expected (train_img, train_txt, train_lab and the same of test; or XDatabase, "
-        "YDatabase, databaseL, XTest, ...), found pictures, words",
+        "needs an array image (or images, img, imgs, image_features, img_features, visual, x, i, v), found pictures, "
+        "words",
     )
     arrays = parts({"train": 30, "test": 12})
     np.savez(tmp_path / "a.npz", **{**arrays, "train_txt": arrays["train_txt"][:-1]})

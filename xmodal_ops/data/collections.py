@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from .files import READERS, assemble, contents_of, vector
 from .pairs import DataError, PairData, one_line
-from .roles import PUBLISHED, ByRole, by_role, lacks, role_of
+from .roles import PUBLISHED, ByRole, by_role, role_of
 
 Array = npt.NDArray[Any]
 
@@ -47,14 +47,13 @@ COLLECTIONS = {
         several_labels=True,
         captions=True,
     ),
-} | {
-    name: Collection(
-        f"dataset_{name}.json and vgg_feats.mat ({name}.zip of NeuralTalk)", several_labels=True, captions=True
-    )
-    for name in ("flickr8k", "flickr30k")
+    "flickr8k": Collection(
+        "dataset_flickr8k.json and vgg_feats.mat (flickr8k.zip of NeuralTalk)", several_labels=True, captions=True
+    ),
+    "flickr30k": Collection(
+        "dataset_flickr30k.json and vgg_feats.mat (flickr30k.zip of NeuralTalk)", several_labels=True, captions=True
+    ),
 }
-
-_EXPECTED = "train_img, train_txt, train_lab and the same of test; or XDatabase, YDatabase, databaseL, XTest, ..."
 
 
 def load(name: str, path: str | os.PathLike[str], *, seed: int = 0, validation: float = 0.1) -> PairData:
@@ -79,7 +78,7 @@ def load(name: str, path: str | os.PathLike[str], *, seed: int = 0, validation: 
     try:
         if not path.exists():
             raise DataError("no such file or directory")
-        found = _captions(path) if collection.captions else _by_role(path)
+        found = _captions(path) if collection.captions else by_role(_contents(path), PUBLISHED)
         for key in [key for key in found if key[1] == "labels"]:
             found[key] = _from_zero(found[key], collection.several_labels)
         return assemble(found, name, seed, (validation, 0.0 if ("test", "image") in found else validation))
@@ -112,17 +111,6 @@ def _contents(path: Path) -> dict[str, Array]:
     return out
 
 
-def _by_role(path: Path) -> ByRole:
-    contents = _contents(path)
-    found = by_role(contents, PUBLISHED)
-    for role in ("image", "text"):
-        if lacks(found, role):
-            raise DataError(
-                f"no {role} arrays by the names expected ({_EXPECTED}), found {', '.join(sorted(contents))}"
-            )
-    return found
-
-
 def _from_zero(labels: Array, several: bool) -> Array:
     """Classes counted from 0, or one column for each class; strings as they are."""
     labels = vector(labels)
@@ -147,10 +135,9 @@ def _captions(path: Path) -> ByRole:
         names = np.array([str(i.get("filename", n)) for n, i in enumerate(images)])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{documents[0].name} is damaged, or not one of Karpathy's ({one_line(error)})") from None
-    contents = _contents(path)
-    found = by_role(contents, PUBLISHED)
+    found = by_role(_contents(path), PUBLISHED, needed=("image",))
     if ("", "image") not in found:
-        raise DataError(f"needs one array feats, features or image, found {', '.join(sorted(contents))}")
+        raise DataError("the features of all splits must be in one array")
     image = found["", "image"]
     if image.shape[0] != len(images) == image.shape[-1]:
         image = image.T

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._images import unit_range
 from .pairs import DataError, PairData, PairSet, one_line
-from .roles import ROLES, SPLIT_OF, SPLITS, ByRole, by_role, lacks, role_of
+from .roles import NEEDED, SPLIT_OF, SPLITS, ByRole, by_role, role_of
 
 Array = npt.NDArray[Any]
 
@@ -67,15 +67,9 @@ def arrays(path: Path) -> ByRole:
     if not path.exists():
         raise DataError(f"{path}: no such file")
     try:
-        contents = contents_of(path, lambda name: role_of(name) is not None)
-        found = by_role(contents)
-        for role in ("image", "text"):
-            if lacks(found, role):
-                aliases, names = ", ".join(ROLES[role].split()[1:]), ", ".join(sorted(contents)[:20])
-                raise DataError(f"needs an array {role} (or {aliases}), found {names or 'none'}")
+        return by_role(contents_of(path, lambda name: role_of(name) is not None))
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    return found
 
 
 def contents_of(path: Path, wanted: Callable[[str], bool]) -> dict[str, Array | None]:
@@ -117,7 +111,7 @@ READERS = {".npz": _npz, ".h5": _hdf5, ".hdf5": _hdf5, ".mat": _mat}
 
 def assemble(arrays: ByRole, name: str, seed: int, fractions: tuple[float, float]) -> PairData:
     """The data set of the given arrays; `read` describes the splits."""
-    per_split = {split for split, role in arrays if split and role in ("image", "text")}
+    per_split = {split for split, role in arrays if split and role in NEEDED}
     for split, role in arrays:
         if role not in ("classes", "rows") and bool(split) != bool(per_split):
             these, this = ("are", "is not") if per_split else ("are not", "is")
@@ -127,7 +121,7 @@ def assemble(arrays: ByRole, name: str, seed: int, fractions: tuple[float, float
         classes = _label_names([a for (_, role), a in arrays.items() if role == "labels"])
 
     def pairs(split: str) -> PairSet:
-        missing = [role for role in ("image", "text") if (split, role) not in arrays]
+        missing = [role for role in NEEDED if (split, role) not in arrays]
         if missing:
             raise DataError(f"{split} {' and '.join(missing)} missing".lstrip())
         labels, names = arrays.get((split, "labels")), arrays.get((split, "names"))

@@ -7,7 +7,7 @@ others, joined by underscores, name a role.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ ROLES = {
     "split": "split splits",
     "rows": "rows idx index indices",  # of one split; the word may be left out: train, test_idx
 }
+NEEDED = ("image", "text")
 SPLITS = {"train": "train training tr database", "validation": "validation valid val dev", "test": "test testing te"}
 
 
@@ -58,11 +59,13 @@ def role_of(name: str, aliases: Mapping[str, str] = PAIR_FILES) -> tuple[str, st
     return (splits[0] if splits else ""), role
 
 
-def by_role(contents: Mapping[str, Array | None], aliases: Mapping[str, str] = PAIR_FILES) -> ByRole:
+def by_role(
+    contents: Mapping[str, Array | None], aliases: Mapping[str, str] = PAIR_FILES, needed: Sequence[str] = NEEDED
+) -> ByRole:
     """The arrays of a file by split and role, without those that have no role.
 
     Raises:
-        DataError: if two names stand for one role; two arrays of labels may, if they are equal.
+        DataError: a needed role is missing, or two names stand for one role (equal arrays of labels may do so).
     """
     found: ByRole = {}
     name_of: dict[tuple[str, str], str] = {}
@@ -76,9 +79,8 @@ def by_role(contents: Mapping[str, Array | None], aliases: Mapping[str, str] = P
             raise DataError(f"{name_of[key]} and {name} both mean {' '.join(key).strip()}")
         elif not np.array_equal(found[key], array):
             raise DataError(f"{name_of[key]} and {name} must agree: the rows of both views must be pairs")
+    for role in needed:
+        if all(present != role for _, present in found):
+            others, names = ", ".join(ROLES[role].split()[1:]), ", ".join(sorted(contents)[:20])
+            raise DataError(f"needs an array {role} (or {others}), found {names or 'none'}")
     return found
-
-
-def lacks(found: ByRole, role: str) -> bool:
-    """Whether no split has an array of this role."""
-    return all(present != role for _, present in found)
