@@ -8,7 +8,7 @@ import pytest
 import scipy.io
 import scipy.sparse
 
-from xmodal_ops.data import DataError, load
+from xmodal_ops.data import DataError, load, roles
 from xmodal_ops.data.files import read
 
 N = 40
@@ -86,6 +86,28 @@ def test_arrays_per_split(tmp_path, arrays, names):
     np.testing.assert_array_equal(data.test.image.numpy(), image[30:].astype(np.float32))
     np.testing.assert_array_equal(data.test.text.numpy(), text[30:].astype(np.float32))
     assert data.train.labels is None
+
+
+@pytest.mark.parametrize(
+    ("name", "pair_file", "published"),
+    [
+        ("train_img", ("train", "image"), ("train", "image")),
+        ("txtValid", ("validation", "text"), ("validation", "text")),
+        ("test_idx", ("test", "rows"), None),
+        ("label_names", ("", "classes"), None),
+        ("train_img_lab", None, ("train", "labels")),
+        ("I_tr_CNN", None, ("train", "image")),
+        ("teTxtCat", None, ("test", "labels")),
+        ("databaseL", ("train", "labels"), ("train", "labels")),
+        ("XAll", None, ("", "image")),
+        ("V_te", ("test", "image"), None),
+        ("train_test_image", None, None),
+        ("comment", None, None),
+    ],
+)
+def test_roles_by_name(name, pair_file, published):
+    assert roles.role_of(name) == pair_file
+    assert roles.role_of(name, roles.PUBLISHED) == published
 
 
 def test_hdf5_groups(tmp_path, arrays):

@@ -44,6 +44,7 @@ PUBLISHED = _by_alias(
         "labels": ROLES["labels"] + " img_lab txt_lab img_cat txt_cat l_all",
     }
 )
+del PUBLISHED["v"]  # video in XMedia
 
 # A capital begins a word after a small letter (train|Img) and before one (X|Database, but not CNN).
 _CAPITALS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
