@@ -293,9 +293,9 @@ def test_a_second_run_that_differs_is_refused():
         ({"batch": (torch.zeros(5, 9, requires_grad=True), torch.zeros(5, 6))}, "must not require gradients"),
         ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
         ({"chunk_size": 2.5}, "chunk_size must be an int, got float"),
-        ({"loss": lambda x, y: x}, "loss must give a scalar, got shape"),
+        ({"loss": lambda x, y: x}, "loss must return a scalar, got shape"),
         ({"networks": nn.Flatten(0)}, "networks must hold|forward|positional"),
-        ({"networks": [nn.Flatten(0), nn.Flatten(0)]}, "tensors of 4 rows for as many"),
+        ({"networks": [nn.Flatten(0), nn.Flatten(0)]}, r"networks must return one row per input row \(4\), got shape"),
     ],
 )
 def test_bad_arguments(change, message):
