@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing():
     other = accumulate(x[:, :5], y, 100)
     with pytest.raises(ValueError, match="x and y must have 7 and 4 columns as before, got 6 and 4"):
         moments.update(x[:, :6], y)
-    with pytest.raises(TypeError, match="x must be float32 like the chunks before, got float64"):
+    with pytest.raises(TypeError, match="x must be float32 like earlier chunks, got float64"):
         moments.update(x.double(), y.double())
     with pytest.raises(ValueError, match="x must have at least 1 rows, got 0"):
         moments.update(x[:0], y[:0])
@@ -134,7 +134,9 @@ def test_what_does_not_fit_is_refused_and_changes_nothing():
         moments.merge(other)
     with pytest.raises(ValueError, match="state must have 7 and 4 columns"):
         moments.load_state_dict(other.state_dict())
-    with pytest.raises(ValueError, match="count, dtype, input_dtype lack"):
+    with pytest.raises(
+        ValueError, match="state is missing keys count, dtype, input_dtype; pass the result of MomentAccumulator"
+    ):
         moments.load_state_dict({})
     with pytest.raises(ValueError, match="at least 2 rows, got 0"):
         MomentAccumulator().covariance()
