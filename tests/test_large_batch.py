@@ -1,15 +1,13 @@
 """The two-pass step gives what one pass over the whole batch gives, in value, gradients, buffers and random state."""
 
 import copy
-import weakref
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
+from tests.helpers import LiveBytes
 from xmodal_ops import large_batch_loss, structure_preserving_loss, trace_norm_loss, triplet_margin_loss
 from xmodal_ops.nn import TraceNormLoss
 
@@ -216,31 +214,6 @@ def test_views_that_are_memory_maps(tmp_path):
     large_batch_loss(list(whole), (x, y), LOSSES["trace norm"], chunk_size=50).backward()
     large_batch_loss(list(chunked), views, LOSSES["trace norm"], chunk_size=50).backward()
     assert torch.equal(gradients(whole), gradients(chunked))
-
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of the storages that ops have made and that are still alive; the most at any time is in `peak`."""
-
-    def __init__(self, *given):
-        super().__init__()
-        self.live, self.peak = 0, 0
-        self.known = {t.untyped_storage()._cdata for t in given}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for t in tree_flatten(result)[0]:
-            if isinstance(t, torch.Tensor):
-                storage = t.untyped_storage()
-                if storage._cdata not in self.known:
-                    self.known.add(storage._cdata)
-                    self.live += storage.nbytes()
-                    weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
-        self.peak = max(self.peak, self.live)
-        return result
-
-    def _gone(self, key, size):
-        self.known.discard(key)
-        self.live -= size
 
 
 def test_memory_is_that_of_one_chunk():
