@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import xmodal_ops.ops  # noqa: F401  registers torch.ops.xmodal
-from tests.helpers import threads
+from tests.helpers import relative, threads  # noqa: F401  relative: for the tests
 
 SMALL = {"host", "models", "training"}  # folders of tests whose tensors are too small to gain from threads
 
@@ -39,9 +39,3 @@ def views(m: int, dx: int, dy: int, dtype: torch.dtype = torch.float64, noise: f
     z = torch.randn(m, max(dx, dy), dtype=torch.float64)
     x, y = (z[:, :d] + noise * torch.randn(m, d, dtype=torch.float64) for d in (dx, dy))
     return x.to(dtype), y.to(dtype)
-
-
-def relative(actual: Tensor, expected: Tensor) -> float:
-    """‖actual − expected‖ / ‖expected‖ in fp64; NaN if any element is NaN."""
-    actual, expected = actual.detach().double(), expected.detach().double()
-    return float((actual - expected).norm() / expected.norm().clamp_min(1e-300))

@@ -1,4 +1,4 @@
-"""Measurements that tests and benchmarks share."""
+"""What tests and benchmarks share: errors, threads, live memory and graph capture."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 T = TypeVar("T")
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    """‖actual − expected‖ / ‖expected‖ in fp64; NaN if any element is NaN."""
+    actual, expected = actual.detach().double(), expected.detach().double()
+    return float((actual - expected).norm() / expected.norm().clamp_min(1e-300))
 
 
 @contextmanager
