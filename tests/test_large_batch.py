@@ -1,4 +1,4 @@
-"""The two-pass step gives what one pass over the whole batch gives, in value, gradients, buffers and random state."""
+"""The two-pass step equals one pass over the whole batch in value, gradients, buffers and random state."""
 
 import copy
 
@@ -32,7 +32,7 @@ def gradients(module):
 
 
 def correlation(x, y):
-    """A loss that no chunk could compute by itself."""
+    """A loss that cannot be computed chunk by chunk."""
     return (x.mT @ y[:, :1]).square().sum() / len(x) + (x.std(0).sum() * y.mean()).tanh()
 
 
@@ -82,8 +82,8 @@ def test_fewer_rows_than_outputs_in_single_precision():
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_dropout_drops_the_same_units_in_both_passes_and_the_stream_goes_on(device):
-    """Against a module that is told its masks: those that the random state at the call implies."""
+def test_dropout_drops_the_same_units_in_both_passes(device):
+    """Both passes draw the same masks, and `backward` leaves the random state as it found it."""
 
     class Recorded(nn.Module):
         def __init__(self):
@@ -114,7 +114,7 @@ def test_dropout_drops_the_same_units_in_both_passes_and_the_stream_goes_on(devi
     assert torch.equal(following, torch.rand(1, device=device)), "backward leaves the random state as it found it"
 
 
-def test_batch_norm_updates_its_figures_once_and_normalises_by_chunk():
+def test_batch_norm_updates_its_statistics_once_and_normalises_by_chunk():
     norm = nn.BatchNorm1d(9, momentum=0.3)
     reference = copy.deepcopy(norm)
     x, _ = pairs(96, torch.float32)
@@ -129,7 +129,7 @@ def test_batch_norm_updates_its_figures_once_and_normalises_by_chunk():
 
 
 def test_buffers_that_the_output_depends_on_are_replayed():
-    """Spectral norm moves its power iteration in every training call, and its weight with it."""
+    """Spectral norm runs a step of its power iteration, and so changes its weight, in every training call."""
     torch.manual_seed(0)
     net = nn.utils.parametrizations.spectral_norm(nn.Linear(9, 5)).double()
     reference, (x, _) = copy.deepcopy(net), pairs(90)
@@ -163,7 +163,7 @@ def test_autocast_is_the_same_in_both_passes_even_if_backward_is_called_inside(l
 
 
 def test_a_scaled_loss_does_not_vanish_in_half_outputs():
-    """As under GradScaler: the mean over many rows has gradients that fp16 cannot hold unscaled."""
+    """As with GradScaler: gradients of a mean over many rows are too small for fp16 before scaling."""
     net = nn.Linear(4, 3).half()
     x = torch.randn(64, 4).half()
     scale = 2.0**20
@@ -172,7 +172,7 @@ def test_a_scaled_loss_does_not_vanish_in_half_outputs():
     torch.testing.assert_close(net.bias.grad.float(), torch.full((3,), expected), rtol=1e-2, atol=0)
 
 
-def test_a_gradient_scaler_steps_as_without():
+def test_a_step_with_a_gradient_scaler_is_the_step_without():
     plain, scaled, (x, y) = networks(dtype=torch.float32), networks(dtype=torch.float32), pairs(dtype=torch.float32)
     large_batch_loss(list(plain), (x, y), TraceNormLoss(), chunk_size=64).backward()
     torch.optim.SGD(plain.parameters(), lr=0.1).step()
@@ -183,7 +183,7 @@ def test_a_gradient_scaler_steps_as_without():
         torch.testing.assert_close(a, b)
 
 
-def test_the_losss_own_parameters_and_frozen_networks():
+def test_parameters_of_the_loss_and_frozen_networks():
     class Weighted(nn.Module):
         def __init__(self):
             super().__init__()
@@ -217,7 +217,7 @@ def test_views_that_are_memory_maps(tmp_path):
 
 
 def test_memory_is_that_of_one_chunk():
-    """The peak of 64 chunks is that of one; keeping all outputs adds those, not the hidden activations."""
+    """The peak for 64 chunks is that for one; a loss that needs all outputs adds those, not the hidden activations."""
 
     def peak(rows, loss):
         torch.manual_seed(0)
@@ -228,7 +228,7 @@ def test_memory_is_that_of_one_chunk():
         return live.peak
 
     one, many = peak(512, TraceNormLoss()), peak(64 * 512, TraceNormLoss())
-    assert one > 512 * 256 * 4, "activations are seen"
+    assert one > 512 * 256 * 4, "activations are counted"
     assert many < 1.3 * one
     kept = peak(64 * 512, lambda x, y: (x * y).mean())
     outputs = 64 * 512 * (4 + 4) * 4
@@ -278,8 +278,8 @@ def test_bad_arguments(change, message):
         large_batch_loss(given["networks"], given["batch"], given["loss"], chunk_size=given["chunk_size"])
 
 
-def test_lightning_trains_alike_with_a_chunk_size(tmp_path):
-    """One chunk gives the run without chunks; two, whose batch norm sees chunks, train as well, under autocast."""
+def test_lightning_training_with_a_chunk_size(tmp_path):
+    """One chunk reproduces the run without chunks; two, with batch norm per chunk, train too, under autocast."""
     from xmodal_ops.data import PairData, PairSet
     from xmodal_ops.training import DCCAConfig, train_dcca
 
