@@ -122,11 +122,11 @@ class _PerView(nn.Module):
 
 
 class _Evaluated(NamedTuple):
-    """The value of a loss, and its gradients: a function of a chunk's rows and outputs, and by own parameters."""
+    """The value and the gradients of a loss."""
 
     value: Tensor
-    by_outputs: Callable[[slice, Outputs], Sequence[Tensor | None]]
-    by_parameters: Sequence[Tensor | None] = ()
+    by_outputs: Callable[[slice, Outputs], Sequence[Tensor | None]]  # from the rows and the outputs of a chunk
+    by_parameters: Sequence[Tensor | None] = ()  # of the loss itself
 
 
 Evaluate = Callable[[Iterable[Outputs]], _Evaluated]
@@ -211,27 +211,28 @@ class _TwoPasses:
     def backward(self, grad: Tensor) -> list[Tensor | None]:
         """The second pass: the gradients of the module's parameters, times `grad`."""
         totals: list[Tensor | None] = [None] * len(self.parameters)
-        changed = torch.zeros((), dtype=torch.bool, device=self.device)
+        self.changed = torch.zeros((), dtype=torch.bool, device=self.device)
         with self._numerics(), torch.enable_grad(), self._replay():
-            for index, rows in enumerate(self.chunks):
-                chunk = self._load(rows)
-                self._set_random_state(*self.random_states[index])
-                with self._reduced(last=index == len(self.chunks) - 1):
-                    outputs = self._run(chunk)
-                for x, row in zip(outputs, self.first_rows[index]):
-                    changed |= _differ(x[0].detach(), row)
-                parts = self._pull_back(rows, outputs, grad)
+            for index in range(len(self.chunks)):
+                parts = self._chunk_gradients(index, grad)
                 # Not in place: autograd may return one tensor for two parameters.
                 totals = [p if t is None else t if p is None else t + p for t, p in zip(totals, parts)]
-        if changed:
+        if self.changed:
             raise RuntimeError(
                 "the second run of the networks gave other outputs than the first: the networks and the batch must "
                 "not change between the call and backward(), and modules must not use random generators of their own"
             )
         return totals
 
-    def _pull_back(self, rows: slice, outputs: Outputs, grad: Tensor) -> Sequence[Tensor | None]:
-        """The gradients of the parameters by the outputs of one chunk."""
+    def _chunk_gradients(self, index: int, grad: Tensor) -> Sequence[Tensor | None]:
+        """The share of one chunk in the gradients of the parameters."""
+        rows = self.chunks[index]
+        chunk = self._load(rows)
+        self._set_random_state(*self.random_states[index])
+        with self._reduced(last=index == len(self.chunks) - 1):
+            outputs = self._run(chunk)
+        for x, row in zip(outputs, self.first_rows[index]):
+            self.changed |= _differ(x[0].detach(), row)
         by_outputs = self.loss.by_outputs(rows, tuple(x.detach() for x in outputs))
         used = [(x, g) for x, g in zip(outputs, by_outputs) if g is not None and x.requires_grad]
         if not used:
