@@ -28,10 +28,10 @@ lint: $(VENV)/.test  ## ruff, mypy --strict on the package, clang-format
 	find csrc tests/host \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \) \
 	  | xargs $(BIN)/clang-format --dry-run -Werror
 
-bench: $(VENV)/.bench  ## all benchmarks of DEVICE=cpu|cuda, most of an hour; results go to bench/results/<device>
-	for name in $(BENCHES_$(DEVICE)); do $(BIN)/python bench/$$name.py || exit 1; done
-	for name in trace_norm covariance triplets large_batch; do \
-	  $(BIN)/python bench/$$name.py --device $(DEVICE) || exit 1; done
+bench: $(VENV)/.bench  ## all benchmarks for DEVICE=cpu|cuda, about an hour; writes bench/results/<device>
+	for name in $(BENCHES_$(DEVICE)); do $(BIN)/python -m bench.$$name || exit 1; done
+	for name in trace_norm covariance triplets large_batch acmr_epoch; do \
+	  $(BIN)/python -m bench.$$name --device $(DEVICE) || exit 1; done
 
 gpu-check:  ## on a machine with a GPU: build, gpu tests, sanitizer, benchmarks; PART=build|tests|sanitizer|bench
 	PART="$(PART)" PYTHON=$(PYTHON) bash bench/gpu_check.sh
@@ -53,7 +53,7 @@ $(VENV)/.train: $(BUILD_INPUTS) | $(BIN)/python
 	XMODAL_CUDA=$(or $(XMODAL_CUDA),$(if $(HAS_DRIVER),AUTO,OFF)) $(BIN)/pip install -q -e ".[train]"
 	touch $@
 
-# Tests compile every kernel where there is an nvcc, warnings as errors.
+# With an nvcc, the tests' build compiles every kernel, warnings as errors.
 $(VENV)/.test: $(BUILD_INPUTS) | $(BIN)/python
 	XMODAL_WERROR=ON $(BIN)/pip install -q -e ".[test]"
 	touch $@

@@ -1,53 +1,30 @@
-"""Right or wrong: value and gradient of each system's deep CCA loss against fp64, and on degenerate inputs.
+"""Accuracy: value and gradient of deep CCA losses against fp64, on well-conditioned and on degenerate inputs.
 
-    python bench/accuracy.py [--quick]
+    python -m bench.accuracy [--quick]
 
-Reproduces the two tables "against fp64" and "degenerate inputs" for this package, textbook autograd and the peers
-that are installed, and writes bench/results/cpu/accuracy.{json,md}. The truth is the trace norm in fp64: a peer that
-optimises another objective shows by its value.
+Compares this package, textbook autograd and cca_zoo, if it is installed. The truth is the trace norm in fp64: a loss
+with another objective shows in its value. Results: bench/results/cpu/accuracy.{json,md}.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+import math
 from typing import Any
 
 import torch
-from common import machine, markdown, write
-from peers import RIDGE, Loss, cca_zoo_loss, textbook_loss, views
 from torch import Tensor
 
-from xmodal_ops import trace_norm_loss
-from xmodal_ops.ops.portable import trace_norm as reference
-
-
-def systems() -> dict[str, Loss]:
-    found = {"xmodal_ops": trace_norm_loss, "textbook autograd": textbook_loss, "cca_zoo": cca_zoo_loss()}
-    return {name: loss for name, loss in found.items() if loss is not None}
-
-
-def truth(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    k = min(x.shape[1], y.shape[1])
-    value, gradient, _ = reference.trace_norm(x.double(), y.double(), RIDGE, RIDGE, k, True, False)
-    return value, gradient
+from bench.harness import machine, markdown, parser, write
+from bench.peers import RIDGE, Loss, errors, losses, views
 
 
 def judge(loss: Loss, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """Relative errors of value and gradient; "NaN" and the exception's name are results, too."""
-    value, gradient = truth(x, y)
-    x = x.detach().requires_grad_()
+    """Relative errors of value and gradient; "NaN" and the name of an exception are results too."""
     try:
-        result = loss(x, y)
-        (found,) = torch.autograd.grad(result, x)
+        found = errors(loss, x, y)
     except Exception as error:
-        return {"value": type(error).__name__, "gradient": type(error).__name__}
-    off_value = (-result.detach().double() - value).abs() / value.clamp_min(1e-6)
-    off_gradient = (-found.double() - gradient).norm() / gradient.norm().clamp_min(1e-6)
-    return {
-        "value": float(off_value) if torch.isfinite(result) else "NaN",
-        "gradient": float(off_gradient) if torch.isfinite(found).all() else "NaN",
-    }
+        return dict.fromkeys(("value", "gradient"), type(error).__name__)
+    return {name: error if math.isfinite(error) else "NaN" for name, error in found.items()}
 
 
 def degenerate() -> dict[str, tuple[Tensor, Tensor]]:
@@ -56,7 +33,6 @@ def degenerate() -> dict[str, tuple[Tensor, Tensor]]:
     dead[:, ::8] = 0
     constant[:, 0] = 3
     rows = torch.arange(512) % 256
-    small = views(48, 64, 64)
     return {
         "12.5 % dead units": (dead, y),
         "a constant column": (constant, y),
@@ -67,42 +43,34 @@ def degenerate() -> dict[str, tuple[Tensor, Tensor]]:
         "mean 1e3": (x + 1e3, y + 1e3),
         "scale 1e3": (x * 1e3, y * 1e3),
         "scale 1e-3": (x * 1e-3, y * 1e-3),
-        "batch 48 < dimension 64": small,
+        "batch 48 < dimension 64": views(48, 64, 64),
     }
 
 
-def table(cases: dict[str, tuple[Tensor, Tensor]], judged: dict[str, dict[str, Any]]) -> str:
-    names = list(systems())
-    rows = []
-    for case in cases:
-        cells = [judged[case][name] for name in names]
-        rows.append([case, *(f"{short(c['value'])} / {short(c['gradient'])}" for c in cells)])
-    return markdown(["value / gradient error", *names], rows)
-
-
-def short(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.0e}"
+def short(error: float | str) -> str:
+    return error if isinstance(error, str) else f"{error:.0e}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="leave out (4096, 1024)")
-    options = parser.parse_args()
+    options = parser(__doc__, quick="leave out (4096, 1024)").parse_args()
     sizes = [(512, 64), (1024, 256), (4096, 1024), (256, 1024)]
-    sized = {f"m={m} d={d}": views(m, d, d) for m, d in sizes if not (options.quick and m == 4096)}
-    parts: dict[str, Callable[[], dict[str, tuple[Tensor, Tensor]]]] = {
-        "Against fp64, well conditioned, fp32": lambda: sized,
-        "Degenerate inputs, fp32": degenerate,
+    parts = {
+        "Against fp64, well conditioned, fp32": {
+            f"m={m} d={d}": views(m, d, d) for m, d in sizes if not (options.quick and m == 4096)
+        },
+        "Degenerate inputs, fp32": degenerate(),
     }
+    systems = losses()
     results: dict[str, Any] = {"machine": machine("cpu"), "ridge": RIDGE}
-    text = ["# Accuracy of deep CCA losses", "", "Relative errors of value / gradient against the trace norm in fp64."]
-    for title, make in parts.items():
-        cases = make()
-        judged = {case: {name: judge(loss, *pair) for name, loss in systems().items()} for case, pair in cases.items()}
-        results[title] = judged
-        text += ["", f"## {title}", "", table(cases, judged)]
-    write("accuracy", "cpu", results, "\n".join(text))
-    print("\n".join(text))
+    text = ["Relative errors of value / gradient against the trace norm in fp64."]
+    for title, cases in parts.items():
+        results[title] = {case: {n: judge(loss, *pair) for n, loss in systems.items()} for case, pair in cases.items()}
+        rows = [
+            [case, *(f"{short(e['value'])} / {short(e['gradient'])}" for e in judged.values())]
+            for case, judged in results[title].items()
+        ]
+        text += [f"## {title}", markdown(["value / gradient error", *systems], rows)]
+    print(write("accuracy", "cpu", results, "Accuracy of deep CCA losses", *text).read_text())
 
 
 if __name__ == "__main__":

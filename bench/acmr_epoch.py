@@ -1,6 +1,6 @@
 """Where an epoch of ACMR on 20,000 pairs at batch 1024 goes: the triplet loss beside the projectors.
 
-    python bench/acmr_epoch.py [--device cuda]
+    python -m bench.acmr_epoch [--device cpu|cuda]
 
 The paper's projectors, tanh to 200 dimensions, on shallow features (128 and 10) and on deep ones (4096 and 3000); ten
 classes. Either part is timed forward and backward, in turns, for one batch; an epoch has 19 full ones.
@@ -8,11 +8,9 @@ classes. Either part is timed forward and backward, in turns, for one batch; an 
 
 from __future__ import annotations
 
-import argparse
-
 import torch
-from common import machine, markdown, side_by_side, write
 
+from bench.harness import machine, markdown, parser, side_by_side, write
 from xmodal_ops import structure_preserving_loss
 from xmodal_ops.models import Projector
 
@@ -48,15 +46,13 @@ def measure(widths: tuple[int, int], device: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    device = parser.parse_args().device
+    device = parser(__doc__, device=True).parse_args().device
     results = {name: measure(widths, device) for name, widths in WIDTHS.items()}
     columns = ["features", *next(iter(results.values()))]
-    text = markdown(columns, [[name, *(f"{v:.3f}" for v in row.values())] for name, row in results.items()])
-    print(text)
+    table = markdown(columns, [[name, *(f"{v:.3f}" for v in row.values())] for name, row in results.items()])
     setting = {"pairs": PAIRS, "batch": BATCH, "dim": DIM, "classes": CLASSES}
-    write("acmr_epoch", device, {"machine": machine(device), "setting": setting, "results": results}, text)
+    content = {"machine": machine(device), "setting": setting, "results": results}
+    print(write("acmr_epoch", device, content, "An epoch of ACMR on 20,000 pairs, s", table).read_text())
 
 
 if __name__ == "__main__":

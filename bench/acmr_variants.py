@@ -1,7 +1,7 @@
 """What each part of ACMR brings, and what was tried on Wikipedia's validation pairs before its preset was settled.
 
-    python bench/acmr_variants.py --data wikipedia --path DIR [--seeds 5] [--only NAME]
-    python bench/acmr_variants.py --data glyphs [--seeds 3]
+    python -m bench.acmr_variants --data wikipedia --path DIR [--seeds 5] [--only NAME]
+    python -m bench.acmr_variants --data glyphs [--seeds 3]
 
 Variants of the presets are trained on several seeds and judged on the test split; what was tried is judged by mAP@all
 on three draws of the validation split and never sees the test split. Results, written as they come and kept when the
@@ -19,14 +19,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import common
 import torch
 from rich.console import Console
 
+from bench import harness
 from xmodal_ops.data import load
 from xmodal_ops.training import ACMRConfig, report, train_acmr, train_acmr_seeds
 
-RESULTS = common.ROOT / "results" / "retrieval"
+RESULTS = harness.RESULTS / "retrieval"
 HISTOGRAMS = {"image_hidden": (512,), "text_hidden": (200,), "dim": 100, "learning_rate": 3e-4, "epochs": 30}
 
 # name: (preset, options that differ)
@@ -115,7 +115,7 @@ def main() -> None:
         return json.loads(file.read_text()) if file.exists() else {}  # type: ignore[no-any-return]
 
     def write(name: str, content: Mapping[str, Any]) -> None:
-        head = {"machine": common.machine("cpu")}
+        head = {"machine": harness.machine("cpu")}
         (RESULTS / f"{name}-acmr-{options.data}.json").write_text(json.dumps({**content, **head}, indent=1) + "\n")
 
     variants = {v["name"]: v for v in known("variants").get("variants", ())}

@@ -1,17 +1,16 @@
-"""Losses over the batch of several processes: time of a step, and what it hands to the network.
+"""Losses over the batch of several processes: time of a step, and bytes that it sends and receives.
 
-    python bench/distributed.py [--quick]
+    python -m bench.distributed [--quick]
 
-Each of 1, 2 and 4 gloo processes, one thread each, holds its share of a global batch of embeddings and computes loss
-and gradients: ours, and by gathering all embeddings, as is usual, every process doing all of the work. Volume: the
-least that the collectives must send and receive in a process, the header that ranks agree on included. With fewer
-cores than processes, times say little of what several machines gain.
+Each of 1, 2 and 4 gloo processes, one thread each, holds its share of a global batch of embeddings and computes the
+loss and its gradients: with ours, and by gathering all embeddings first, the usual way, in which every process does all
+of the work. The volume is the least that the collectives must send and receive in a process, including the header on
+which the ranks agree. With fewer cores than processes, times say little about what several machines would gain.
 Results: bench/results/cpu/distributed.{json,md}.
 """
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import pickle
@@ -21,19 +20,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import common
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 import xmodal_ops
+from bench.harness import machine, markdown, parser, write
 from xmodal_ops import distributed
 
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 volume = 0.0  # bytes that this process sends and receives
 
 
 def counted(name: str) -> None:
-    """Makes a collective count the least that it must send and receive here, however it is done."""
+    """Makes a collective add to `volume` the least that any implementation must send and receive here."""
     collective = getattr(dist, name)
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -41,7 +41,7 @@ def counted(name: str) -> None:
         given = args[1] if name.startswith("all_gather") else args[0]
         size = given.nbytes if isinstance(given, Tensor) else len(pickle.dumps(given))
         others = dist.get_world_size() - 1
-        # A ring passes on what it has, so 2 (n − 1) / n each way; one block goes out or comes in elsewhere.
+        # A ring all-reduce moves 2 (n − 1) / n of the data each way; broadcast and reduce move one block out or in.
         volume += {
             "all_gather": 2 * others,
             "all_gather_object": 2 * others,
@@ -53,7 +53,7 @@ def counted(name: str) -> None:
 
 
 def gathered(*tensors: Tensor) -> list[Tensor]:
-    """All ranks' rows with this rank's in the graph, shares being equal here."""
+    """The rows of all ranks, this rank's with their graph; shares are equal here."""
     results = []
     for own in tensors:
         parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
@@ -63,11 +63,8 @@ def gathered(*tensors: Tensor) -> list[Tensor]:
     return results
 
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
 def gather_first(loss: Loss) -> Loss:
-    """Loss and exact gradients of own rows, when every process computes everything."""
+    """Loss and exact gradients of own rows if every process computes everything."""
     return lambda x, y, labels: loss(*gathered(x, y, labels))
 
 
@@ -135,9 +132,7 @@ def work(rank: int, world: int, store: str, quick: bool, pipe: Any) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the smallest size of each")
-    options = parser.parse_args()
+    options = parser(__doc__, quick="the smallest size of each loss").parse_args()
     context = multiprocessing.get_context("spawn")
     results: list[dict[str, Any]] = []
     for world in (1, 2, 4):
@@ -150,8 +145,6 @@ def main() -> None:
             results += here.recv()
             for process in processes:
                 process.join()
-    machine = {**common.machine("cpu"), "threads": "1 per process", "cores": os.cpu_count()}
-    text = ["# Global batches, forward + backward, float32", "", ", ".join(f"{k} {v}" for k, v in machine.items()), ""]
     key = ("loss", "m", "d", "processes")
     gather = {tuple(r[k] for k in key): r for r in results if r["way"] == "gather"}
     rows = []
@@ -159,9 +152,10 @@ def main() -> None:
         other = gather[tuple(r[k] for k in key)]
         rows.append([*(r[k] for k in key), r["ms"], other["ms"], r["kib"], other["kib"]])
     columns = ["loss", "m", "d", "processes", "ms", "gathering ms", "KiB per process", "gathering KiB"]
-    text += [common.markdown(columns, rows)]
-    common.write("distributed", "cpu", {"machine": machine, "results": results}, "\n".join(text))
-    print("\n".join(text))
+    facts = {**machine("cpu"), "threads": "1 per process", "cores": os.cpu_count()}
+    content = {"machine": facts, "results": results}
+    title = "Global batches, forward + backward, float32"
+    print(write("distributed", "cpu", content, title, markdown(columns, rows)).read_text())
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in less than nine minutes: build, tests, compute-sanitizer, benchmarks.
-#   PART=build|tests|sanitizer|bench (several, or all without it)  PYTHON=python3
-# Each part has a time limit of its own and leaves what it found: logs in build/gpu_check, benchmark results in
-# bench/results/<card>. Both are copied to $OUT where that is set.
+#   PART="build tests sanitizer bench" (some of these; by default all)  PYTHON=python3
+# Each command has its own time limit. Logs go to build/gpu_check, benchmark results to bench/results/<card>; if OUT is
+# set, both are copied there.
 set -u
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -12,7 +12,7 @@ mkdir -p "$LOGS"
 export PYTHONPATH=$PWD
 failed=()
 
-run() { # name, limit in seconds, command…: runs it, keeps the log, shows its end
+run() { # name, limit in seconds, command…: runs the command, keeps its log, prints the end of it
   local name=$1 limit=$2 start=$SECONDS code
   shift 2
   timeout -k 5 "$limit" "$@" >"$LOGS/$name.log" 2>&1
@@ -28,7 +28,7 @@ run() { # name, limit in seconds, command…: runs it, keeps the log, shows its 
 
 for part in $PARTS; do
   case $part in
-    build) # editable: the module lands in the source tree, which is what the tests import
+    build) # editable: the module is built in the source tree, from which the tests import it
       run build 200 env XMODAL_CUDA=ON XMODAL_WERROR=ON "$PYTHON" -m pip install --no-build-isolation --no-deps -e .
       run info 60 "$PYTHON" -m xmodal_ops
       ;;
@@ -41,9 +41,9 @@ for part in $PARTS; do
       done
       ;;
     bench)
-      run bench_covariance 100 "$PYTHON" bench/covariance.py --device cuda
-      run bench_trace_norm 220 "$PYTHON" bench/trace_norm.py --device cuda
-      run bench_triplets 200 "$PYTHON" bench/triplets.py --device cuda --sizes 1024 8192 131072
+      run bench_covariance 100 "$PYTHON" -m bench.covariance --device cuda
+      run bench_trace_norm 220 "$PYTHON" -m bench.trace_norm --device cuda
+      run bench_triplets 200 "$PYTHON" -m bench.triplets --device cuda --sizes 1024 8192 131072
       ;;
     *)
       echo "PART must be build, tests, sanitizer or bench, got $part" >&2

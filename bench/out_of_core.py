@@ -1,16 +1,15 @@
-"""Pairs in files larger than the memory allowed: linear CCA, and retrieval.
+"""Linear CCA and retrieval on files of pairs that are larger than the memory they may use.
 
-    python bench/out_of_core.py [--quick] [--folder DIR]
+    python -m bench.out_of_core [--quick] [--folder DIR] [--workers N]
 
-Writes pairs (m, 512 + 512), float32, two views of 32 common factors, to npy files in a temporary folder (4 GiB for
-10⁶ pairs), fits LinearCCA to them, and retrieves sampled queries from all of them. Memory is the proportional set size
-of the process and its reading workers, sampled every 50 ms; the limit is 2 GiB.
-Results: bench/results/cpu/out_of_core.{json,md}.
+Writes m pairs (512 + 512 columns, float32, 32 common factors) to npy files in a temporary folder (4 GiB for 10⁶ pairs),
+fits LinearCCA to them, and retrieves sampled queries among all of them. Memory is the proportional set size of the
+process and its reading workers, sampled every 50 ms; 2 GiB is the goal. Results:
+bench/results/cpu/out_of_core.{json,md}.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import threading
@@ -19,10 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import common
 import numpy as np
-import torch
 
+from bench.harness import in_subprocess, machine, markdown, parser, write
 from xmodal_ops.data.stream import PairStream
 from xmodal_ops.models import LinearCCA
 from xmodal_ops.retrieval import evaluate_stream
@@ -44,13 +42,13 @@ def write_pairs(folder: Path, pairs: int) -> None:
 
 
 def set_size_mib() -> float:
-    """Of this process and its children."""
+    """The proportional set size of this process and its children."""
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     total = 0
     for process in ("self", *children):
         try:
             lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             continue
         total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total / 2**10
@@ -93,29 +91,30 @@ def measure(folder: str, workers: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="10⁵ pairs")
-    parser.add_argument("--folder", help="where the files go for the time of the run")
-    parser.add_argument("--workers", type=int, default=2)
-    options = parser.parse_args()
+    arguments = parser(__doc__, quick="10⁵ pairs")
+    arguments.add_argument("--folder", help="folder for the files of pairs, which are deleted at the end")
+    arguments.add_argument("--workers", type=int, default=2, help="processes that read (default 2)")
+    options = arguments.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         write_pairs(Path(folder), 10**5 if options.quick else 10**6)
-        found = common.in_subprocess(measure, folder, options.workers, timeout=3600)
+        found = in_subprocess(measure, folder, options.workers, timeout=3600)
     if not isinstance(found, dict):
         raise SystemExit(found)
-    machine = {**common.machine("cpu"), "threads": torch.get_num_threads()}
-    text = [f"# {found['pairs']} pairs of {COLUMNS} + {COLUMNS} columns in files of {found['file_mib']:.0f} MiB", ""]
-    text += [", ".join(f"{key} {value}" for key, value in machine.items()), ""]
     fit, retrieval = found["fit"], found["retrieval"]
     total = f"leading {FACTORS} correlations {sum(fit['correlations'][:FACTORS]):.2f}"
     rows = [
         ["LinearCCA, all components", fit["s"], fit["mib"], total],
         [f"retrieval, {QUERIES} queries", retrieval["s"], retrieval["mib"], f"recall@10 {retrieval['recall@10']:.3f}"],
     ]
-    text += [common.markdown(["", "s", "peak MiB", "result"], rows), ""]
-    text += [f"{found['start_mib']:.0f} MiB of each are the interpreter and libraries."]
-    common.write("out_of_core", "cpu", {"machine": machine, **found}, "\n".join(text))
-    print("\n".join(text))
+    written = write(
+        "out_of_core",
+        "cpu",
+        {"machine": machine("cpu"), **found},
+        f"{found['pairs']} pairs of {COLUMNS} + {COLUMNS} columns in files of {found['file_mib']:.0f} MiB",
+        markdown(["", "s", "peak MiB", "result"], rows),
+        f"{found['start_mib']:.0f} MiB of each are the interpreter and libraries.",
+    )
+    print(written.read_text())
 
 
 if __name__ == "__main__":

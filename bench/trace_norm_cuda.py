@@ -1,35 +1,31 @@
-"""The CUDA side of bench/trace_norm.py: the same work, measured by events and by graph replay.
+"""The CUDA side of bench/trace_norm.py: the same work, timed by events and by graph replay.
 
-us | graph us | TFLOPS | share of floor | × textbook | × strong | peak MiB | error. Textbook is autograd through eigh
-and svdvals in fp32; strong is this package's own algorithm (Cholesky, polar factor by products; on the dual side
-coupled roots) in plain torch under torch.compile.
+Columns: us | graph us | TFLOPS | share of floor | × textbook | × strong | peak MiB | errors. "textbook" is autograd
+through eigh and svdvals in fp32; "strong" is this package's own algorithm (Cholesky, polar factor by products; coupled
+roots on the dual side) in plain torch under torch.compile.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import machine, markdown, memory_growth, write
-from device import ceilings, event_us, floor_us, folder, graph_us
-from peers import RIDGE, textbook_loss, views
 from torch import Tensor
 
+from bench.harness import ceilings, event_us, floor_us, graph_us, machine, markdown, memory_growth, write
+from bench.peers import OURS, RIDGE, Loss, errors, step, textbook_loss, views
 from xmodal_ops import _C, trace_norm_loss
 from xmodal_ops.ops.cuda import trace_norm as ours
-from xmodal_ops.ops.portable import trace_norm as reference
+from xmodal_ops.ops.portable import trace_norm as portable
 
-# (m, d), the goals against textbook and strong on an H200 (design.md §8).
+# (m, d), and the speed-ups over textbook and strong that are the goals on an H200.
 SIZES = [(512, 64, 30, 5), (4096, 1024, 30, 2), (256, 4096, 1000, 2), (8192, 4096, 100, 2)]
-SECONDS = 200.0  # after which the slow baselines are left out
-
-Loss = Callable[[Tensor, Tensor], Tensor]
+SECONDS = 200.0  # the slow baselines are left out once this has passed
 
 
 def closed_form(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """−‖T‖_* and its gradients in plain fp32 torch, primal or dual."""
+    """The loss −‖T‖_* and its gradients in plain fp32 torch, primal or dual."""
     m, d = x.shape
     scale = 1 / (m - 1)
     xc, yc = x - x.mean(0), y - y.mean(0)
@@ -75,7 +71,7 @@ def strong() -> Loss:
 
 
 def work(m: int, d: int) -> tuple[float, float]:
-    """Operations and bytes that the algorithm needs, symmetric results counted once."""
+    """Operations and bytes that the algorithm needs; symmetric results are counted once."""
     moved = 4.0 * (4 * m * d)
     if m <= d:  # two kernels, 16 steps of four products, two applications
         return 2 * m * m * d + 16 * 8 * m**3 + 20 * m**3 + 4 * m * m * d, moved
@@ -83,76 +79,44 @@ def work(m: int, d: int) -> tuple[float, float]:
     return 4 * m * d * d + (4 + 48 + 12 + 3) * d**3 + 8 * m * d * d, moved
 
 
-def step(loss: Loss, x: Tensor, y: Tensor) -> Callable[[], None]:
-    x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
-
-    def run() -> None:
-        x.grad = y.grad = None
-        loss(x, y).backward()
-
-    return run
-
-
-def errors(m: int, d: int) -> dict[str, float]:
-    """Relative errors against the fp64 reference; at d = 4096 against this op in fp64, where an SVD takes minutes."""
-    x, y = views(m, d, d, "cuda")
-    wide = x.double(), y.double()
-    compute = ours.trace_norm if min(m, d) > 2048 else reference.trace_norm
-    truth = compute(*wide, RIDGE, RIDGE, d, True, False)
-    x.requires_grad_()
-    loss = trace_norm_loss(x, y)
-    (gradient,) = torch.autograd.grad(loss, x)
-    return {
-        "value": float((-loss.double() - truth[0]).abs() / truth[0]),
-        "gradient": float((-gradient.double() - truth[1]).norm() / truth[1].norm()),
-    }
-
-
 def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     began = time.perf_counter()
     found = ceilings()
-    results: dict[str, Any] = {
-        "machine": machine("cuda"),
-        "ceilings": found,
-        "work": "trace norm loss, forward + backward, fp32",
-        "rows": [],
-    }
+    title = "Trace norm loss, forward + backward, fp32"
+    results: dict[str, Any] = {"machine": machine("cuda"), "ceilings": found, "work": title, "rows": []}
     columns = ["m", "d", "us", "graph us", "TFLOPS", "share of floor", "× textbook", "goal", "× strong", "goal"]
     columns += ["peak MiB", "value error", "gradient error"]
-    table = ""
     for m, d, textbook_goal, strong_goal in SIZES:
         x, y = views(m, d, d, "cuda")
         own = step(trace_norm_loss, x, y)
-        row: dict[str, Any] = {"m": m, "d": d, "us": {"xmodal_ops": event_us(own)}}
+        us = {OURS: event_us(own)}
+        row: dict[str, Any] = {"m": m, "d": d, "us": us}
         results["rows"].append(row)
         try:
             row["graph_us"] = graph_us(own)
-        except RuntimeError as refused:  # a library call that cannot be captured here is a finding, not a crash
+        except RuntimeError as refused:  # a library call that cannot be captured is a finding, not a crash
             row["graph_us"], row["graph_error"] = float("nan"), str(refused).splitlines()[0]
         row["peak_mib"] = memory_growth(own, "cuda")
         flops, moved = work(m, d)
-        row["tflops"] = flops / row["us"]["xmodal_ops"] / 1e6
-        row["share_of_floor"] = floor_us(flops, moved, found) / row["us"]["xmodal_ops"]
-        row["us"]["strong"] = event_us(step(strong(), x, y), 20)
+        row["tflops"] = flops / us[OURS] / 1e6
+        row["share_of_floor"] = floor_us(flops, moved, found) / us[OURS]
+        us["strong"] = event_us(step(strong(), x, y), 20)
         if time.perf_counter() - began < SECONDS:
-            row["us"]["textbook"] = event_us(step(textbook_loss, x, y), 5, seconds=5)
-        row["error"] = errors(m, d)
-        row["ratio"] = {n: t / row["us"]["xmodal_ops"] for n, t in row["us"].items() if n != "xmodal_ops"}
+            us["textbook"] = event_us(step(textbook_loss, x, y), 5, seconds=5)
+        # At d = 4096, an SVD in fp64 takes minutes: the truth is this op in fp64 there.
+        row["error"] = errors(trace_norm_loss, x, y, ours.trace_norm if min(m, d) > 2048 else portable.trace_norm)
+        row["ratio"] = {n: t / us[OURS] for n, t in us.items() if n != OURS}
         row["goal"] = {"textbook": textbook_goal, "strong": strong_goal}
         table = markdown(columns, [line(r) for r in results["rows"]])
-        write("trace_norm", folder(), results, f"# Trace norm loss, forward + backward, fp32\n\n{table}")
-    print(table)
+        written = write("trace_norm", "cuda", results, title, table)
+    print(written.read_text())
 
 
 def line(row: dict[str, Any]) -> list[Any]:
     error = row["error"]
     return [
-        row["m"], row["d"], row["us"]["xmodal_ops"], row["graph_us"], row["tflops"], row["share_of_floor"],
+        row["m"], row["d"], row["us"][OURS], row["graph_us"], row["tflops"], row["share_of_floor"],
         row["ratio"].get("textbook", "–"), f"≥ {row['goal']['textbook']}",
         row["ratio"]["strong"], f"≥ {row['goal']['strong']}", row["peak_mib"], error["value"], error["gradient"],
     ]  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()

@@ -1,24 +1,24 @@
 """Triplet mining and losses: time and peak memory against pytorch-metric-learning, torch and KeOps.
 
-    python bench/triplets.py [--device cpu|cuda] [--sizes M …]
+    python -m bench.triplets [--device cpu|cuda] [--sizes M …]
 
 Batch-hard mining, and forward and backward of the losses, between two sets of m embeddings, d = 200, 10 classes,
-float32. On the CPU each case runs in a process of its own, for the memory's sake.
-Results: bench/results/<device>/triplets.{json,md,png}.
+float32. On the CPU each case runs in a process of its own, so that its memory can be measured. Results:
+bench/results/<device>/triplets.{json,md,png}.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import common
 import torch
 from torch import Tensor
 
 import xmodal_ops
+from bench.harness import guarded, in_subprocess, machine, markdown, memory_growth, parser, side_by_side, write
 
 D, CLASSES, MARGIN = 200, 10, 0.2
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -34,7 +34,7 @@ def scattered(m: int, device: str, dtype: torch.dtype = torch.float32) -> tuple[
     return image, labels[0].to(device), text, labels[1].to(device)
 
 
-# What is measured, and the ways to do it. All take (anchor, labels, ref, ref_labels) and give a scalar.
+# The candidates. All map (anchor, labels, ref, ref_labels) to a scalar; those of mining, to indices.
 
 
 def masks(a: Tensor, la: Tensor, r: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,7 @@ def batch_hard_masks(a: Tensor, la: Tensor, r: Tensor, lr: Tensor) -> Tensor:
 
 
 def batch_hard_chunks(a: Tensor, la: Tensor, r: Tensor, lr: Tensor) -> Tensor:
-    """The strongest plain torch: mine without gradient in chunks, then measure what was mined."""
+    """The strongest plain torch: mines without gradient in chunks, then measures the mined distances."""
     positive, negative = [], []
     with torch.no_grad():
         for x, lx in zip(a.split(512), la.split(512)):
@@ -238,7 +238,7 @@ WORK: dict[str, dict[str, Loss]] = {
 
 
 def measure(work: str, name: str, m: int, device: str) -> dict[str, float]:
-    """Time, memory growth and the relative error of the gradient (of mining: the share that is wrong) of one way."""
+    """Time, memory growth and relative error of the gradient (mining: the share of wrong indices)."""
     loss = WORK[work][name]
     if name.endswith("compiled"):
         loss = torch.compile(loss, dynamic=False)
@@ -252,12 +252,12 @@ def measure(work: str, name: str, m: int, device: str) -> dict[str, float]:
         loss(*inputs).backward()
 
     inputs = scattered(m, device)
-    step(scattered(64, device))  # loads what is loaded at the first call
+    step(scattered(64, device))  # libraries load at the first call
     if name.endswith("compiled"):
-        step(inputs)  # compilers take memory of their own
-    growth = common.memory_growth(lambda: step(inputs), device)
-    ms = common.median_ms(lambda: step(inputs), device)
-    result = {"ms": ms, "mib": growth}
+        step(inputs)  # compilation needs memory too
+    mib = memory_growth(lambda: step(inputs), device)
+    ms = side_by_side({name: lambda: step(inputs)}, device, seconds=10)[name]
+    result = {"ms": ms, "mib": mib}
     if m <= 8192:
         exact = scattered(m, device, torch.float64)
         if work == MINING:
@@ -269,13 +269,11 @@ def measure(work: str, name: str, m: int, device: str) -> dict[str, float]:
     return result
 
 
-def plot(results: list[dict[str, Any]], where: str) -> None:
-    import matplotlib
+def plot(results: list[dict[str, Any]], file: Path) -> None:
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, len(WORK), figsize=(4.5 * len(WORK), 7), sharex=True, squeeze=False)
+    figure = Figure(figsize=(4.5 * len(WORK), 7), layout="constrained")
+    axes = figure.subplots(2, len(WORK), sharex=True, squeeze=False)
     for column, (work, ways) in enumerate(WORK.items()):
         for name in ways:
             points = [r for r in results if r["work"] == work and r["name"] == name and "ms" in r]
@@ -288,59 +286,46 @@ def plot(results: list[dict[str, Any]], where: str) -> None:
         axes[0][column].legend(fontsize=7)
     axes[0][0].set_ylabel("time, ms")
     axes[1][0].set_ylabel("peak memory growth, MiB")
-    figure.tight_layout()
-    figure.savefig(where, dpi=120)
+    figure.savefig(file, dpi=120)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[256, 1024, 2048, 4096, 8192, 32768, 65536], metavar="M"
-    )
-    options = parser.parse_args()
-    run = partial(common.in_subprocess, limit_gib=20) if options.device == "cpu" else common.guarded
+    arguments = parser(__doc__, device=True)
+    sizes = [256, 1024, 2048, 4096, 8192, 32768, 65536]
+    arguments.add_argument("--sizes", type=int, nargs="+", default=sizes, metavar="M", help="embeddings in either set")
+    options = arguments.parse_args()
+    run = partial(in_subprocess, limit_gib=20) if options.device == "cpu" else guarded
     results: list[dict[str, Any]] = []
     for work, ways in WORK.items():
         for name in ways:
             for m in sorted(options.sizes):
                 if m > 8192 and name != OURS:
-                    continue  # the others are quadratic in memory, or take minutes
+                    continue  # the others need memory quadratic in m, or minutes
                 done = run(measure, work, name, m, options.device)
                 found = done if isinstance(done, dict) else {"failed": done}
                 results.append({"work": work, "name": name, "m": m, "d": D, "classes": CLASSES, **found})
                 print(results[-1], flush=True)
                 if "failed" in found:
-                    break  # no larger one will do
-    text = [f"# Triplets, forward + backward, mining forward: d = {D}, {CLASSES} classes, float32", ""]
-    text.append(", ".join(f"{key} {value}" for key, value in common.machine(options.device).items()) + "\n")
+                    break  # larger ones would fail too
+    parts = []
     for work, ways in WORK.items():
         own = {r["m"]: r for r in results if r["work"] == work and r["name"] == OURS}
         rows = []
-        for name in ways:
-            for r in (r for r in results if r["work"] == work and r["name"] == name):
-                us = own.get(r["m"], {})
-                if "failed" in r or "failed" in us:
-                    rows.append([name, r["m"], r.get("failed", ""), "", "", "", ""])
-                    continue
-                r["time_ratio"], r["memory_ratio"] = r["ms"] / us["ms"], max(r["mib"], 0.1) / max(us["mib"], 0.1)
-                error = f"{r['error']:.1e}" if "error" in r else ""
-                rows.append([name, r["m"], r["ms"], r["mib"], error, r["time_ratio"], r["memory_ratio"]])
-        columns = [
-            "",
-            "m",
-            "ms",
-            "MiB",
-            "wrong" if work == MINING else "gradient error",
-            "time / ours",
-            "memory / ours",
-        ]
-        text += [f"## {work}", "", common.markdown(columns, rows), ""]
-    where = common.write(
-        "triplets", options.device, {"machine": common.machine(options.device), "results": results}, "\n".join(text)
-    )
-    plot(results, f"{where}.png")
-    print("\n".join(text))
+        for r in (r for name in ways for r in results if r["work"] == work and r["name"] == name):
+            us = own.get(r["m"], {})
+            if "failed" in r or "failed" in us:
+                rows.append([r["name"], r["m"], r.get("failed", ""), "", "", "", ""])
+                continue
+            r["time_ratio"], r["memory_ratio"] = r["ms"] / us["ms"], max(r["mib"], 0.1) / max(us["mib"], 0.1)
+            error = f"{r['error']:.1e}" if "error" in r else ""
+            rows.append([r["name"], r["m"], r["ms"], r["mib"], error, r["time_ratio"], r["memory_ratio"]])
+        error = "wrong" if work == MINING else "gradient error"
+        parts += [f"## {work}", markdown(["", "m", "ms", "MiB", error, "time / ours", "memory / ours"], rows)]
+    title = f"Triplets, forward + backward, mining forward: d = {D}, {CLASSES} classes, float32"
+    content = {"machine": machine(options.device), "results": results}
+    written = write("triplets", options.device, content, title, *parts)
+    plot(results, written.with_suffix(".png"))
+    print(written.read_text())
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Deep CCA over several processes, whose batch is one: the loss and gradients are those of a single process.
+"""Deep CCA on several processes with one global batch: loss and gradients are those of a single process.
 
     torchrun --nproc-per-node 2 examples/distributed_dcca.py --output runs/job
     torchrun --nproc-per-node 2 examples/distributed_dcca.py --output runs/job --resume     # after a failure
 
-Each process draws its share of every global batch, in chunks of --chunk-size rows for which activations are held.
-Rank 0 saves the end of every epoch; all that is random depends on seed, epoch and rank alone, so a resumed run gives
-the same bits as an uninterrupted one. With CUDA devices, one for each process, it runs on NCCL, otherwise on gloo.
+Each process takes its share of every global batch and processes it in chunks of --chunk-size rows, so that it holds
+the activations of one chunk only. Rank 0 saves a checkpoint after every epoch. All randomness depends on seed, epoch
+and rank alone, so a resumed run gives the same bits as an uninterrupted one. With CUDA, one device per process, it runs
+on NCCL, otherwise on gloo.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # DDP imports it; imported later, its default arguments would keep the group alive
+import torch.distributed.nn  # DDP imports it; a later import would keep the group alive in default arguments
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -40,7 +41,7 @@ class TwoBranches(nn.Module):
 
 
 def synthetic(rows: int = 4000) -> tuple[Tensor, Tensor]:
-    """Two noisy, bent views of the same ten numbers."""
+    """Two noisy nonlinear views of the same ten factors."""
     generator = torch.Generator().manual_seed(0)
     shared = torch.randn(rows, 10, generator=generator)
 
@@ -68,9 +69,9 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     loss_function = distributed.TraceNormLoss(ridge=1e-3)
     for epoch in range(first, options.epochs):
         order = torch.randperm(len(image), generator=torch.Generator().manual_seed(options.seed * 1000 + epoch))
-        torch.manual_seed((options.seed * 1000 + epoch) * world + rank)  # of dropout
+        torch.manual_seed((options.seed * 1000 + epoch) * world + rank)  # for dropout
         for batch in order.split(options.batch_size):
-            rows = batch.tensor_split(world)[rank]  # the last batch is short, and the shares may be uneven
+            rows = batch.tensor_split(world)[rank]  # uneven shares are allowed, as in a short last batch
             optimizer.zero_grad()
             loss = large_batch_loss(parallel, (image[rows], text[rows]), loss_function, chunk_size=options.chunk_size)
             loss.backward()
@@ -78,18 +79,18 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         if rank == 0:
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epoch + 1}
             torch.save(state, checkpoint.with_suffix(".new"))
-            os.replace(checkpoint.with_suffix(".new"), checkpoint)  # never half a checkpoint
+            os.replace(checkpoint.with_suffix(".new"), checkpoint)  # atomic: never half a checkpoint
             print(f"epoch {epoch + 1}/{options.epochs}  total correlation {-loss.item():.4f}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", help='an HDF5 file with "image" and "text"; synthetic pairs without it')
-    parser.add_argument("--output", type=Path, required=True, help="directory of the checkpoint")
+    parser.add_argument("--pairs", help='an HDF5 file with "image" and "text" (default: synthetic pairs)')
+    parser.add_argument("--output", type=Path, required=True, help="directory for the checkpoint")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=1000, help="rows of the global batch")
-    parser.add_argument("--chunk-size", type=int, default=256, help="rows for which a process holds activations")
+    parser.add_argument("--chunk-size", type=int, default=256, help="most rows whose activations a process holds")
     parser.add_argument("--outputs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=300, help="seconds to wait for another process")
@@ -105,7 +106,7 @@ def main() -> None:
             train(options, device)
     except RuntimeError as error:
         print(f"rank {dist.get_rank()} stopped: {error}\ncontinue with --resume", file=sys.stderr, flush=True)
-        os._exit(1)  # not through the destructors of a group that lacks a process
+        os._exit(1)  # skips the destructors of a group that has lost a process
     dist.destroy_process_group()
 
 

@@ -1,12 +1,17 @@
-"""Fixtures and data makers that all tests share."""
+"""Fixtures and data that all tests share."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-import xmodal_ops  # noqa: F401  registers torch.ops.xmodal
+import xmodal_ops.ops  # noqa: F401  registers torch.ops.xmodal
+from tests.helpers import relative, threads  # noqa: F401  relative: for the tests
+
+SMALL = {"host", "models", "training"}  # folders of tests whose tensors are too small to gain from threads
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,14 +28,14 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    with threads(1 if request.path.parent.name in SMALL else torch.get_num_threads()):
+        yield
+
+
 def views(m: int, dx: int, dy: int, dtype: torch.dtype = torch.float64, noise: float = 1.0) -> tuple[Tensor, Tensor]:
     """Two views (m, dx), (m, dy) that share a latent signal."""
     z = torch.randn(m, max(dx, dy), dtype=torch.float64)
     x, y = (z[:, :d] + noise * torch.randn(m, d, dtype=torch.float64) for d in (dx, dy))
     return x.to(dtype), y.to(dtype)
-
-
-def relative(actual: Tensor, expected: Tensor) -> float:
-    """‖actual − expected‖ / ‖expected‖ in fp64; NaN where anything is NaN."""
-    actual, expected = actual.detach().double(), expected.detach().double()
-    return float((actual - expected).norm() / expected.norm().clamp_min(1e-300))

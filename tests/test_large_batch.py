@@ -1,15 +1,13 @@
-"""The two-pass step gives what one pass over the whole batch gives, in value, gradients, buffers and random state."""
+"""The two-pass step equals one pass over the whole batch in value, gradients, buffers and random state."""
 
 import copy
-import weakref
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
+from tests.helpers import LiveBytes
 from xmodal_ops import large_batch_loss, structure_preserving_loss, trace_norm_loss, triplet_margin_loss
 from xmodal_ops.nn import TraceNormLoss
 
@@ -34,7 +32,7 @@ def gradients(module):
 
 
 def correlation(x, y):
-    """A loss that no chunk could compute by itself."""
+    """A loss that cannot be computed chunk by chunk."""
     return (x.mT @ y[:, :1]).square().sum() / len(x) + (x.std(0).sum() * y.mean()).tanh()
 
 
@@ -84,8 +82,8 @@ def test_fewer_rows_than_outputs_in_single_precision():
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_dropout_drops_the_same_units_in_both_passes_and_the_stream_goes_on(device):
-    """Against a module that is told its masks: those that the random state at the call implies."""
+def test_dropout_drops_the_same_units_in_both_passes(device):
+    """Both passes draw the same masks, and `backward` leaves the random state as it found it."""
 
     class Recorded(nn.Module):
         def __init__(self):
@@ -116,7 +114,7 @@ def test_dropout_drops_the_same_units_in_both_passes_and_the_stream_goes_on(devi
     assert torch.equal(following, torch.rand(1, device=device)), "backward leaves the random state as it found it"
 
 
-def test_batch_norm_updates_its_figures_once_and_normalises_by_chunk():
+def test_batch_norm_updates_its_statistics_once_and_normalises_by_chunk():
     norm = nn.BatchNorm1d(9, momentum=0.3)
     reference = copy.deepcopy(norm)
     x, _ = pairs(96, torch.float32)
@@ -131,7 +129,7 @@ def test_batch_norm_updates_its_figures_once_and_normalises_by_chunk():
 
 
 def test_buffers_that_the_output_depends_on_are_replayed():
-    """Spectral norm moves its power iteration in every training call, and its weight with it."""
+    """Spectral norm runs a step of its power iteration, and so changes its weight, in every training call."""
     torch.manual_seed(0)
     net = nn.utils.parametrizations.spectral_norm(nn.Linear(9, 5)).double()
     reference, (x, _) = copy.deepcopy(net), pairs(90)
@@ -165,7 +163,7 @@ def test_autocast_is_the_same_in_both_passes_even_if_backward_is_called_inside(l
 
 
 def test_a_scaled_loss_does_not_vanish_in_half_outputs():
-    """As under GradScaler: the mean over many rows has gradients that fp16 cannot hold unscaled."""
+    """As with GradScaler: gradients of a mean over many rows are too small for fp16 before scaling."""
     net = nn.Linear(4, 3).half()
     x = torch.randn(64, 4).half()
     scale = 2.0**20
@@ -174,7 +172,7 @@ def test_a_scaled_loss_does_not_vanish_in_half_outputs():
     torch.testing.assert_close(net.bias.grad.float(), torch.full((3,), expected), rtol=1e-2, atol=0)
 
 
-def test_a_gradient_scaler_steps_as_without():
+def test_a_step_with_a_gradient_scaler_is_the_step_without():
     plain, scaled, (x, y) = networks(dtype=torch.float32), networks(dtype=torch.float32), pairs(dtype=torch.float32)
     large_batch_loss(list(plain), (x, y), TraceNormLoss(), chunk_size=64).backward()
     torch.optim.SGD(plain.parameters(), lr=0.1).step()
@@ -185,7 +183,7 @@ def test_a_gradient_scaler_steps_as_without():
         torch.testing.assert_close(a, b)
 
 
-def test_the_losss_own_parameters_and_frozen_networks():
+def test_parameters_of_the_loss_and_frozen_networks():
     class Weighted(nn.Module):
         def __init__(self):
             super().__init__()
@@ -218,33 +216,8 @@ def test_views_that_are_memory_maps(tmp_path):
     assert torch.equal(gradients(whole), gradients(chunked))
 
 
-class LiveBytes(TorchDispatchMode):
-    """Bytes of the storages that ops have made and that are still alive; the most at any time is in `peak`."""
-
-    def __init__(self, *given):
-        super().__init__()
-        self.live, self.peak = 0, 0
-        self.known = {t.untyped_storage()._cdata for t in given}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for t in tree_flatten(result)[0]:
-            if isinstance(t, torch.Tensor):
-                storage = t.untyped_storage()
-                if storage._cdata not in self.known:
-                    self.known.add(storage._cdata)
-                    self.live += storage.nbytes()
-                    weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
-        self.peak = max(self.peak, self.live)
-        return result
-
-    def _gone(self, key, size):
-        self.known.discard(key)
-        self.live -= size
-
-
 def test_memory_is_that_of_one_chunk():
-    """The peak of 64 chunks is that of one; keeping all outputs adds those, not the hidden activations."""
+    """The peak for 64 chunks is that for one; a loss that needs all outputs adds those, not the hidden activations."""
 
     def peak(rows, loss):
         torch.manual_seed(0)
@@ -255,7 +228,7 @@ def test_memory_is_that_of_one_chunk():
         return live.peak
 
     one, many = peak(512, TraceNormLoss()), peak(64 * 512, TraceNormLoss())
-    assert one > 512 * 256 * 4, "activations are seen"
+    assert one > 512 * 256 * 4, "activations are counted"
     assert many < 1.3 * one
     kept = peak(64 * 512, lambda x, y: (x * y).mean())
     outputs = 64 * 512 * (4 + 4) * 4
@@ -293,9 +266,9 @@ def test_a_second_run_that_differs_is_refused():
         ({"batch": (torch.zeros(5, 9, requires_grad=True), torch.zeros(5, 6))}, "must not require gradients"),
         ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
         ({"chunk_size": 2.5}, "chunk_size must be an int, got float"),
-        ({"loss": lambda x, y: x}, "loss must give a scalar, got shape"),
+        ({"loss": lambda x, y: x}, "loss must return a scalar, got shape"),
         ({"networks": nn.Flatten(0)}, "networks must hold|forward|positional"),
-        ({"networks": [nn.Flatten(0), nn.Flatten(0)]}, "tensors of 4 rows for as many"),
+        ({"networks": [nn.Flatten(0), nn.Flatten(0)]}, r"networks must return one row per input row \(4\), got shape"),
     ],
 )
 def test_bad_arguments(change, message):
@@ -305,8 +278,8 @@ def test_bad_arguments(change, message):
         large_batch_loss(given["networks"], given["batch"], given["loss"], chunk_size=given["chunk_size"])
 
 
-def test_lightning_trains_alike_with_a_chunk_size(tmp_path):
-    """One chunk gives the run without chunks; two, whose batch norm sees chunks, train as well, under autocast."""
+def test_lightning_training_with_a_chunk_size(tmp_path):
+    """One chunk reproduces the run without chunks; two, with batch norm per chunk, train too, under autocast."""
     from xmodal_ops.data import PairData, PairSet
     from xmodal_ops.training import DCCAConfig, train_dcca
 

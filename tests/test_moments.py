@@ -1,4 +1,4 @@
-"""Moments gathered chunk by chunk are those of all rows at once."""
+"""Moments accumulated chunk by chunk equal those of all rows at once."""
 
 import io
 
@@ -35,7 +35,7 @@ def joint(s):
 
 
 @pytest.mark.parametrize("sizes", [1000, 1, 7, [1, 500, 2, 497]])
-def test_equals_numpy_whatever_the_chunks(sizes):
+def test_equals_numpy_for_any_chunks(sizes):
     x, y = views(mean=3.0)
     s = accumulate(x, y, sizes).covariance()
     torch.testing.assert_close(joint(s), oracle(x, y), rtol=1e-11, atol=1e-12)
@@ -43,7 +43,7 @@ def test_equals_numpy_whatever_the_chunks(sizes):
     torch.testing.assert_close(s.mean_y, y.mean(0), rtol=1e-13, atol=1e-13)
 
 
-def test_large_means_cost_no_digits_where_the_naive_sums_lose_all():
+def test_large_means_cost_no_accuracy_although_naive_sums_lose_all():
     x, y = views(40_000, mean=1e3, dtype=torch.float32)
     truth = oracle(x, y)
     error = (joint(accumulate(x, y, 3000).covariance()) - truth).norm() / truth.norm()
@@ -61,13 +61,13 @@ def test_means_that_drift_from_chunk_to_chunk():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_rows_are_summed_in_single(dtype):
+def test_half_rows_are_summed_in_fp32(dtype):
     x, y = views(5000, dtype=dtype)
     truth = oracle(x, y)
     assert (joint(accumulate(x, y, 512).covariance()) - truth).norm() / truth.norm() < 1e-6
 
 
-def test_double_products_of_single_rows():
+def test_fp64_products_of_fp32_rows():
     x, y = views(5000, mean=50.0, dtype=torch.float32)
     s = accumulate(x, y, 512, dtype=torch.float64).covariance()
     torch.testing.assert_close(joint(s), oracle(x, y), rtol=1e-11, atol=1e-12)
@@ -81,10 +81,10 @@ def test_merge_in_any_order_and_with_empty_ones():
         total.merge(part)
     assert total.count == 1000
     torch.testing.assert_close(joint(total.covariance()), oracle(x, y), rtol=1e-11, atol=1e-12)
-    assert parts[1].count == 600, "what was merged stays as it was"
+    assert parts[1].count == 600, "merging leaves the other accumulator unchanged"
 
 
-def test_the_ridge_goes_on_the_diagonals_and_leaves_the_totals():
+def test_the_ridge_is_added_to_the_diagonals_but_not_to_the_totals():
     x, y = views()
     moments = accumulate(x, y, 100)
     plain, ridged = moments.covariance(), moments.covariance(ridge=(0.5, 2.0))
@@ -93,7 +93,7 @@ def test_the_ridge_goes_on_the_diagonals_and_leaves_the_totals():
     assert torch.equal(moments.covariance().xx, plain.xx)
 
 
-def test_saved_in_the_middle_and_resumed_gives_the_same_bits():
+def test_saving_and_resuming_gives_the_same_bits():
     x, y = views(dtype=torch.float32)
     whole = accumulate(x, y, 100)
     file = io.BytesIO()
@@ -117,14 +117,14 @@ def test_no_graph_is_kept():
     assert not moments.xx.requires_grad
 
 
-def test_what_does_not_fit_is_refused_and_changes_nothing():
+def test_unsuitable_arguments_are_refused_and_change_nothing():
     x, y = views(100, dtype=torch.float32)
     moments = accumulate(x, y, 100)
     before = moments.xy.clone()
     other = accumulate(x[:, :5], y, 100)
     with pytest.raises(ValueError, match="x and y must have 7 and 4 columns as before, got 6 and 4"):
         moments.update(x[:, :6], y)
-    with pytest.raises(TypeError, match="x must be float32 like the chunks before, got float64"):
+    with pytest.raises(TypeError, match="x must be float32 like earlier chunks, got float64"):
         moments.update(x.double(), y.double())
     with pytest.raises(ValueError, match="x must have at least 1 rows, got 0"):
         moments.update(x[:0], y[:0])
@@ -134,7 +134,9 @@ def test_what_does_not_fit_is_refused_and_changes_nothing():
         moments.merge(other)
     with pytest.raises(ValueError, match="state must have 7 and 4 columns"):
         moments.load_state_dict(other.state_dict())
-    with pytest.raises(ValueError, match="count, dtype, input_dtype lack"):
+    with pytest.raises(
+        ValueError, match="state is missing keys count, dtype, input_dtype; pass the result of MomentAccumulator"
+    ):
         moments.load_state_dict({})
     with pytest.raises(ValueError, match="at least 2 rows, got 0"):
         MomentAccumulator().covariance()

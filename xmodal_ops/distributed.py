@@ -1,14 +1,14 @@
-"""Losses over the batch of the whole job: every process holds some of its rows, all get the same loss.
+"""Losses over the batch of a whole job: every process holds some of its rows, and all processes get the same loss.
 
 Each function takes this process's rows and returns the loss of the rows of all processes, equal on every rank. The
-gradient is that of this process's rows, times the number of processes, because DistributedDataParallel averages: so
-the parameters get what one process with the concatenated batch would give them. Processes may hold different numbers
-of rows, at least one each.
+gradient is that of this process's rows, times the number of processes, because DistributedDataParallel averages: the
+parameters thus get the gradient that one process with the concatenated batch would compute. Processes may hold
+different numbers of rows, at least one each.
 
 All processes of the group must call the same function at the same time. They first exchange a small header, so that
-arguments that do not fit, on whichever rank, are a ValueError or TypeError on every rank. Where a process dies, gloo
-gives the others a RuntimeError at once, and where one hangs, after the timeout of the group; NCCL's watchdog ends them
-after the timeout.
+unsuitable arguments on any rank raise ValueError or TypeError on every rank. If a process dies, gloo raises
+RuntimeError on the others at once; if one hangs, after the timeout of the group. NCCL's watchdog ends them after the
+timeout.
 """
 
 from .scale.collective import answering

@@ -1,4 +1,4 @@
-"""Four gloo processes that live as long as the tests need them and run functions of the test modules."""
+"""Four gloo processes that live for the session and run functions of the test modules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-SECONDS = 60  # more than any scenario takes on a busy machine; a hang is a failure
+SECONDS = 60  # longer than any test takes on a busy machine; a hang is a failure
 
 
 def serve(rank: int, world: int, store: str, pipe: Any) -> None:
@@ -31,7 +31,7 @@ def serve(rank: int, world: int, store: str, pipe: Any) -> None:
 
 
 class Workers:
-    """`workers(n, function, *arguments)` is the list of function(rank, n, group, *arguments) of n processes."""
+    """`workers(n, function, *arguments)` returns function(rank, n, group, *arguments) of n processes as a list."""
 
     def __init__(self, store: str, world: int = 4) -> None:
         context = multiprocessing.get_context("spawn")

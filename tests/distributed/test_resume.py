@@ -1,4 +1,4 @@
-"""A process is killed in the middle of a run: the others stop and say so; resumed, it ends as if nothing had been."""
+"""If a process is killed, the others stop with a message; a resumed run gives the same result as an unbroken one."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ EXAMPLE = str(ROOT / "examples" / "distributed_dcca.py")
 
 
 def environments(world):
-    """Those that torchrun would give to the processes of a new group on this machine."""
+    """The environments that torchrun would give to the processes of a new group on this machine."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
@@ -26,7 +26,7 @@ def environments(world):
 
 
 def start(output, *more):
-    """Two processes of the example, as torchrun would start them."""
+    """Starts two processes of the example as torchrun would."""
     arguments = ["--output", str(output), "--epochs", str(EPOCHS), "--timeout", str(TIMEOUT), *more]
     return [
         subprocess.Popen(
@@ -73,7 +73,7 @@ def test_a_killed_process_and_resume(tmp_path):
 
 
 def test_no_thread_of_the_group_outlives_it(tmp_path):
-    """One that frees a tensor while the interpreter ends aborts the process: pytorch/pytorch#190489, rare and real."""
+    """A thread that frees a tensor while the interpreter exits aborts the process (pytorch/pytorch#190489)."""
     end = """
 import runpy, sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The moments, loss and gradients of several processes are those of one with all the rows."""
+"""The moments, loss and gradients of several processes equal those of one process with all the rows."""
 
 import pytest
 import torch
@@ -94,7 +94,7 @@ def summed(rank, n, group, shards):
     return x.grad, y.grad
 
 
-def test_gradients_to_be_summed_and_single_precision(workers):
+def test_summed_gradients_in_fp32(workers):
     shards = SHARDS["uneven"]
     x, y = (v.requires_grad_() for v in views(sum(shards)))
     (3 * trace_norm_loss(x, y)).backward()
@@ -106,7 +106,7 @@ def test_gradients_to_be_summed_and_single_precision(workers):
 
 
 def several_steps(rank, n, group):
-    """Chunks, more on one rank than on the other, with batch norm, whose buffers DistributedDataParallel sends."""
+    """More chunks on one rank than on the other, with batch norm, whose buffers DistributedDataParallel broadcasts."""
     parallel = DistributedDataParallel(TwoViews(batch_norm=True), process_group=group)
     x, y = shard(rank, n, SHARDS["even"])
     optimizer = torch.optim.SGD(parallel.parameters(), lr=0.5)
@@ -120,7 +120,7 @@ def several_steps(rank, n, group):
     return losses, torch.cat([p.detach().flatten() for p in parallel.parameters()])
 
 
-def test_training_keeps_the_processes_alike(workers):
+def test_training_keeps_the_processes_equal(workers):
     results = workers(2, several_steps)
     losses, parameters = results[0]
     assert losses[2] < losses[0]
@@ -194,7 +194,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("n", [2, 4])
-def test_what_does_not_fit_is_an_error_on_every_rank(workers, n, case):
+def test_unsuitable_arguments_are_an_error_on_every_rank(workers, n, case):
     common, own = (message.format(odd=n - 1) for message in CASES[case])
     outcomes = workers.outcomes(n, disagree, case)
     for rank, (_, error) in enumerate(outcomes):

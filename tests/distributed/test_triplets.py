@@ -1,4 +1,4 @@
-"""The triplet losses of several processes, and the gradients of every parameter, are those of one with all the rows."""
+"""The triplet losses of several processes, and all gradients, equal those of one process with all the rows."""
 
 import pytest
 import torch
@@ -74,7 +74,7 @@ def test_loss_and_every_parameters_gradient(workers, n, shards, multi_label):
         expected = loss(xmodal_ops, *model(image, text), il, tl, options)
         expected.backward()
         truth = gradients(model)
-        assert truth.norm() > 0, "a loss without gradient would test nothing"
+        assert truth.norm() > 0, "without a gradient, the comparison would test nothing"
         for value, gradient in workers(n, data_parallel, shards, multi_label, loss, options):
             torch.testing.assert_close(value, expected.detach(), rtol=1e-10, atol=0)
             assert (gradient - truth).norm() <= 1e-9 * truth.norm(), (loss.__name__, options)
@@ -115,7 +115,7 @@ def halves_and_sums(rank, n, group, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gradients_to_be_summed_of_other_dtypes(workers, dtype):
+def test_summed_gradients_of_other_dtypes(workers, dtype):
     results = workers(4, halves_and_sums, dtype)
     for index, (loss, options) in enumerate(LOSSES):
         image, text, il, tl = batch(SHARDS["uneven"], False, dtype)
@@ -204,7 +204,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("n", [2, 4])
-def test_what_does_not_fit_is_an_error_on_every_rank(workers, n, case):
+def test_unsuitable_arguments_are_an_error_on_every_rank(workers, n, case):
     common, own = (message.format(odd=n - 1) for message in CASES[case])
     for rank, (_, error) in enumerate(workers.outcomes(n, disagree, case)):
         assert isinstance(error, (ValueError, TypeError)), (rank, error)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import relative, views
+from tests.helpers import captured
 from xmodal_ops import canonical_correlations, covariance, trace_norm_loss, whiten
 from xmodal_ops.ops.cuda import driver
 from xmodal_ops.ops.cuda import trace_norm as cuda_trace_norm
@@ -206,14 +207,7 @@ def test_graph_capture(shape):
         loss.backward()
         return loss.detach()
 
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = step()
+    loss, graph = captured(step)
     fresh = [torch.randn_like(v) for v in (x, y)]
     with torch.no_grad():
         x.copy_(fresh[0]), y.copy_(fresh[0][:, :1] + fresh[1])

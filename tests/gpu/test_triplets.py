@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import relative
+from tests.helpers import captured
 from tests.ops.triplet_data import Batch, batch, labels
 from xmodal_ops import max_violation_loss, mine_triplets, structure_preserving_loss, triplet_margin_loss
 from xmodal_ops.ops.cuda import driver
@@ -57,19 +58,6 @@ def test_mining_of_many_tiles_and_in_a_graph() -> None:
         graph.replay()
         assert torch.equal(found.positive_idx.cpu(), expected.positive_idx)
         assert torch.equal(found.negative_idx.cpu(), expected.negative_idx)
-
-
-def captured(step: Callable):
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = step()
-    return result, graph
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {

@@ -1,4 +1,4 @@
-"""The emulated native module, and a schedule for it."""
+"""The emulated native module and its schedules."""
 
 from __future__ import annotations
 
@@ -19,15 +19,6 @@ def host() -> ModuleType:
     return emulation.module()
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """torch's part is tiny here: its threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(params=[0, 1], ids=["in order", "random"])
 def schedule(host: ModuleType, request: pytest.FixtureRequest) -> Iterator[int]:
     host.seed(request.param)
@@ -37,7 +28,7 @@ def schedule(host: ModuleType, request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.fixture
 def emulated(host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The drivers in xmodal_ops.ops call the emulated kernels, with CPU tensors."""
+    """The CUDA drivers call the emulated kernels, with CPU tensors."""
     monkeypatch.setattr(driver, "native", host)
     return host
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -68,44 +64,6 @@ def test_native_and_portable_agree(m, dx, dy, dtype):
         )
         assert relative(gx, bx) < tolerance
         assert gy.numel() == 0 if by is None else relative(gy, by) < tolerance
-
-
-def test_threads_share_the_work():
-    threads = torch.get_num_threads()
-    try:
-        for m, d in ((5000, 90), (400, 1100)):
-            x, y = views(m, d, d, torch.float32)
-            results = []
-            for count in (1, 3):
-                torch.set_num_threads(count)
-                results.append(torch.ops.xmodal.covariance(x, y, 0.0, 0.0))
-                again = torch.ops.xmodal.covariance(x, y, 0.0, 0.0)
-                assert all(torch.equal(a, b) for a, b in zip(results[-1], again))
-            assert all(relative(a, b) < 1e-6 for a, b in zip(*results))
-    finally:
-        torch.set_num_threads(threads)
-
-
-@pytest.mark.parametrize("instructions", ["baseline", "avx2"])
-def test_every_instruction_set(instructions):
-    program = """
-import torch, xmodal_ops
-from xmodal_ops.ops.portable import covariance as reference
-torch.manual_seed(0)
-x, y = torch.randn(300, 45, dtype=torch.float64), torch.randn(300, 21, dtype=torch.float64)
-for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 2e-6)):
-    near = lambda a, b: torch.allclose(a.double(), b, rtol=0, atol=tolerance)
-    native = torch.ops.xmodal.covariance(x.to(dtype), y.to(dtype), 0.0, 0.0)
-    assert all(map(near, native, reference.covariance(x, y, 0.0, 0.0)))
-    grads = torch.ops.xmodal.covariance_backward(x.to(dtype), y.to(dtype), *native)
-    exact = reference.covariance_backward(x, y, reference.Covariance(*(t.double() for t in native)))
-    assert all(map(near, grads, exact))
-print(xmodal_ops._C.instruction_set())
-"""
-    environment = {**os.environ, "XMODAL_CPU_SET": instructions}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() in ("baseline", instructions)
 
 
 def test_nan_stays_in_its_columns():

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import Tensor
@@ -127,45 +123,6 @@ def test_exact_without_rows_that_are_not_finite(path: str) -> None:
     q, o, *_ = PATHS[path](anchor[rows], ref[keep], la[rows], lr[keep], "hard", "hard", False, 0.0, None, False)
     assert p[rows].tolist() == [keep[j] if j >= 0 else -1 for j in q]
     assert n[rows].tolist() == [keep[j] if j >= 0 else -1 for j in o]
-
-
-@pytest.mark.parametrize("set_", ["baseline", "avx2"])
-def test_every_instruction_set(set_: str) -> None:
-    files = [f"tests/ops/test_{name}.py" for name in ("mining", "triplet_margin", "structure_preserving")]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-x",
-            "-p",
-            "no:cacheprovider",
-            "-k",
-            "exact and (native or not torch) and not multi",
-            *files,
-        ],
-        env={**os.environ, "XMODAL_CPU_SET": set_},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert " passed" in done.stdout
-
-
-def test_any_number_of_threads_gives_the_same() -> None:
-    anchor, ref, la, lr = batch(700, 600, 50, 9, dtype=torch.float32)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results.append(mine_triplets(anchor, la, ref, lr, negative="random", seed=1))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(x, y) for x, y in zip(results[0], other))
 
 
 def test_random_negatives_are_uniform_negatives() -> None:

@@ -4,17 +4,8 @@ import torch
 from xmodal_ops.data import PairData, PairSet
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Tiny models gain nothing from threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def tiny_pairs(m: int, seed: int, features: bool = False) -> PairSet:
-    """Pictures (m, 1, 16, 16), or features (m, 20), and texts (m, 12) with four things in common; two classes."""
+    """Images (m, 1, 16, 16), or features (m, 20), and texts (m, 12) with four common factors; two classes."""
     g, mix = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(99)
     z = torch.randn(m, 4, generator=g)
     image = torch.sigmoid(z @ torch.randn(4, 256, generator=mix) + 0.5 * torch.randn(m, 256, generator=g))

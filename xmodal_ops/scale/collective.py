@@ -1,4 +1,4 @@
-"""What the processes of a group must agree on before they exchange tensors, and what happens when one is gone."""
+"""Agreement between the processes of a group before they exchange tensors, and errors when a process is gone."""
 
 from __future__ import annotations
 
@@ -12,10 +12,20 @@ Header = dict[str, Any]
 
 
 def agree(describe: Callable[[], Header], group: dist.ProcessGroup | None) -> list[Header]:
-    """The headers of all ranks, after every rank has found all of them to fit.
+    """Exchanges headers and checks that they agree.
 
-    `describe` checks this rank's arguments and returns what must be the same on every rank; "rows" alone may differ.
-    A rank whose arguments do not fit still takes part, so the others learn of it and stop too, instead of waiting.
+    A rank with unsuitable arguments still takes part, so that the others stop too instead of waiting for it.
+
+    Args:
+        describe: checks this rank's arguments and returns what must be the same on every rank; only "rows" may differ.
+        group: the processes that take part; all by default.
+
+    Returns:
+        The headers of all ranks, in the order of ranks.
+
+    Raises:
+        ValueError, TypeError: on every rank, if `describe` raises on one or the headers differ.
+        RuntimeError: there is no process group, or another process died or did not answer in time.
     """
     error: Exception | None = None
     try:
@@ -41,7 +51,7 @@ def agree(describe: Callable[[], Header], group: dist.ProcessGroup | None) -> li
 
 
 def size(group: dist.ProcessGroup | None) -> int:
-    """The number of processes; refuses a program that has no process group."""
+    """The number of processes of the group. RuntimeError if the program has none."""
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError(
             "a process group is needed: call torch.distributed.init_process_group first, as torchrun does"
@@ -54,10 +64,10 @@ def size(group: dist.ProcessGroup | None) -> int:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Turns the backend's error where another process died or hangs into a RuntimeError in plain words.
+    """Turns the backend's error about a process that died or hangs into a RuntimeError with a plain message.
 
-    The losses of `xmodal_ops.distributed` do so by themselves; put it around ``backward`` with
-    DistributedDataParallel, which communicates too. Other errors pass through.
+    The losses of `xmodal_ops.distributed` do so themselves. Wrap `backward` in it when using DistributedDataParallel,
+    which communicates too. Other errors pass through.
     """
     try:
         yield

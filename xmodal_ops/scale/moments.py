@@ -1,4 +1,4 @@
-"""Moments of two views that are never held at once: chunk by chunk, and process by process."""
+"""Moments of two views that arrive in chunks, on one process or on several."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from ..ops import Covariance, covariance
 from ..ops.portable.covariance import accumulation_type, ridged
 from . import collective
 
-# Rows whose products are summed in the chunk's own precision; fp64 takes over from there.
-_ROWS = 16384
+# Products are summed in the precision of the chunk over this number of rows, in fp64 beyond.
+_BLOCK_ROWS = 16384
 
 
 class MomentAccumulator:
     """Count, means and centred second moments of pairs of rows, in one pass and O(d²) memory.
 
-    Every block of rows is shifted by the mean so far and centred by its own before anything is squared, in the
-    precision of the input, and enters fp64 totals by the update of Chan, Golub & LeVeque (Am. Statistician 37, 1983):
+    Every block of rows is shifted by the mean so far and centred by its own mean before it is squared, in the precision
+    of the input. It is added to fp64 totals by the update of Chan, Golub & LeVeque (Am. Statistician 37, 1983):
 
         S ← S + S' + (n n' / (n + n')) δ δᵀ,    mean ← mean + n' / (n + n') δ,    δ = mean' − mean
 
-    so neither a large mean nor a large number of rows costs digits: 10⁷ fp32 rows with means of 1e3 and unit variance
-    keep 1e-8.
+    Neither a large mean nor a large number of rows costs accuracy: for 10⁷ fp32 rows with means of 1e3 and unit
+    variance, the relative error of the covariance is 1e-8.
 
     Args:
-        dtype: precision of the products within a block; by default the input's own, fp32 for half inputs.
+        dtype: precision of the products within a block; by default that of the input, fp32 for half inputs.
 
     Attributes:
-        count: rows so far.
+        count: the number of rows so far.
         mean_x, mean_y: (dx,), (dy,) fp64.
-        xx, xy, yy: (dx, dx), (dx, dy), (dy, dy) fp64 sums of products of centred rows; divide by count − 1.
+        xx, xy, yy: (dx, dx), (dx, dy), (dy, dy) fp64 sums of products of centred rows; divide by `count - 1`.
 
     >>> moments = MomentAccumulator()
     >>> for x, y in chunks:
@@ -60,24 +60,29 @@ class MomentAccumulator:
 
     @torch.no_grad()
     def update(self, x: Tensor, y: Tensor) -> None:
-        """Adds the rows of x (m, dx) and y (m, dy), m >= 1; O(m (dx + dy)²).
+        """Adds the rows of a chunk; O(m (dx + dy)²).
 
-        Raises ValueError or TypeError for views that do not fit each other, or the chunks before in columns or dtype.
+        Args:
+            x, y: (m, dx), (m, dy) with m >= 1.
+
+        Raises:
+            ValueError, TypeError: views that do not match each other, or earlier chunks in columns or dtype.
         """
         _checks.pair(x, y, min_rows=1)
         if self.count:
             self._refuse_other_columns("x and y", (x.shape[1], y.shape[1]))
             if x.dtype != self.input_dtype:
-                raise TypeError(f"x must be {_name(self.input_dtype)} like the chunks before, got {_name(x.dtype)}")
+                raise TypeError(f"x must be {_name(self.input_dtype)} like earlier chunks, got {_name(x.dtype)}")
         self.input_dtype = x.dtype
         wide = self.dtype or accumulation_type(x.dtype)
-        for a, b in zip(x.split(_ROWS), y.split(_ROWS)):
+        for a, b in zip(x.split(_BLOCK_ROWS), y.split(_BLOCK_ROWS)):
             self._add(a.to(wide), b.to(wide))
 
     def _add(self, x: Tensor, y: Tensor) -> None:
+        """Adds one block, (rows, dx) and (rows, dy)."""
         if x.dtype == torch.float64:
             shift_x, shift_y = x.new_zeros(()), y.new_zeros(())
-        else:  # or the block's own mean would be rounded in units of a large mean
+        else:  # without the shift, the block's own mean would be rounded in units of a large mean
             shift_x, shift_y = (self.mean_x.to(x), self.mean_y.to(y)) if self.count else (x.mean(0), y.mean(0))
             x, y = x - shift_x, y - shift_y
         if len(x) == 1:
@@ -90,7 +95,7 @@ class MomentAccumulator:
 
     @torch.no_grad()
     def merge(self, other: MomentAccumulator) -> None:
-        """Adds the rows that another accumulator has seen. ValueError where it has other columns."""
+        """Adds the rows of another accumulator. ValueError if it has other columns."""
         if not other.count:
             return
         if self.count:
@@ -103,7 +108,7 @@ class MomentAccumulator:
     def _merge(
         self, count: int, mean_x: Tensor, mean_y: Tensor, sums: Sequence[Tensor] | None, scale: float = 1
     ) -> None:
-        """Adds `count` rows with the given means and `scale` × the given centred sums; None stands for zeros."""
+        """Adds `count` rows with the given means and `scale` times the given centred sums (None: zeros)."""
         if not self.count:
             self.mean_x, self.mean_y = torch.zeros_like(mean_x), torch.zeros_like(mean_y)
             shape = len(mean_x), len(mean_y)
@@ -124,15 +129,17 @@ class MomentAccumulator:
         """Adds up the moments of all processes of the group, in place on each; O(dx² + dy²) communication.
 
         Every rank gets the same bits. Call it once, after the last update: a second call would count all rows again.
-        Raises ValueError on every rank where one has seen no rows or where columns or dtypes differ; RuntimeError
-        where a process does not answer within the group's timeout.
+
+        Raises:
+            ValueError: on every rank, if one has seen no rows or if columns or dtypes differ.
+            RuntimeError: a process died or did not answer within the timeout of the group, or there is no group.
         """
         collective.agree(self.header, group)
         self.reduce(group)
 
     @torch.no_grad()
     def reduce(self, group: dist.ProcessGroup | None) -> None:
-        """`all_reduce` for accumulators that are known to fit."""
+        """`all_reduce` without the exchange of headers, for callers that have done it."""
         own = torch.cat([self.mean_x.new_tensor([self.count]), self.mean_x, self.mean_y])
         gathered = [torch.empty_like(own) for _ in range(collective.size(group))]
         with collective.answering():
@@ -142,13 +149,12 @@ class MomentAccumulator:
         mean = means.mT @ (counts / counts.sum())
         dx, dy = (self.mean_x - mean[: len(self.mean_x)]), (self.mean_y - mean[len(self.mean_x) :])
         for total, u, v in ((self.xx, dx, dx), (self.xy, dx, dy), (self.yy, dy, dy)):
-            total.addr_(u, v, alpha=self.count)  # about the common mean, where sums simply add up
+            total.addr_(u, v, alpha=self.count)  # now about the common mean, so that sums simply add up
         flat = torch.cat([self.xx.flatten(), self.xy.flatten(), self.yy.flatten()])
         with collective.answering():
             dist.all_reduce(flat, group=group)
-        for total, part in zip(
-            (self.xx, self.xy, self.yy), flat.split([self.xx.numel(), self.xy.numel(), self.yy.numel()])
-        ):
+        totals = self.xx, self.xy, self.yy
+        for total, part in zip(totals, flat.split([t.numel() for t in totals])):
             total.copy_(part.view_as(total))
         self.mean_x, self.mean_y = mean.split([len(self.mean_x), len(self.mean_y)])
         self.count = int(counts.sum())
@@ -161,10 +167,13 @@ class MomentAccumulator:
         return {"function": "all_reduce", "columns of x": dx, "columns of y": dy, "dtype": _name(self.input_dtype)}
 
     def covariance(self, ridge: float | Sequence[float] = 0.0) -> Covariance:
-        """Covariances (divided by count − 1) with the ridge on the diagonals, and means, all fp64.
+        """The covariances, divided by `count - 1`, with the ridge on their diagonals, and the means; all fp64.
 
         Args:
-            ridge: a number or a pair (rx, ry), >= 0. ValueError for other ridges and for fewer than 2 rows.
+            ridge: a number or a pair (rx, ry), >= 0.
+
+        Raises:
+            ValueError: another ridge, or fewer than 2 rows.
         """
         rx, ry = _checks.ridges(ridge)
         if self.count < 2:
@@ -181,16 +190,16 @@ class MomentAccumulator:
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """All of the state, in types that ``torch.load(weights_only=True)`` accepts."""
+        """The whole state, in types that `torch.load(weights_only=True)` accepts."""
         tensors = {name: getattr(self, name).clone() for name in self._TENSORS} if self.count else {}
         return {"count": self.count, "dtype": self.dtype, "input_dtype": self.input_dtype, **tensors}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes on what `state_dict` gave. ValueError where it does not fit the rows that this one has seen."""
+        """Restores a `state_dict`. ValueError if keys are missing or the columns differ from those of earlier rows."""
         missing = {"count", "dtype", "input_dtype", *(self._TENSORS if state.get("count") else ())} - state.keys()
         if missing:
             raise ValueError(
-                f"state must be what MomentAccumulator.state_dict() gives, {', '.join(sorted(missing))} lack"
+                f"state is missing keys {', '.join(sorted(missing))}; pass the result of MomentAccumulator.state_dict()"
             )
         if self.count and state["count"]:
             self._refuse_other_columns("state", tuple(state["xy"].shape))

@@ -1,4 +1,4 @@
-"""The trace norm of rows that come in chunks and are not kept."""
+"""The trace norm of rows that arrive in chunks and are not kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _checks
 from ..ops._library import full_precision
 from ..ops.portable.covariance import accumulation_type
-from ..ops.portable.trace_norm import _TOLERANCE, adjoints
+from ..ops.portable.trace_norm import FP32_TOLERANCE, adjoints, cholesky, condition
 from . import collective
 from .moments import MomentAccumulator
 
@@ -19,25 +19,29 @@ from .moments import MomentAccumulator
 class StreamedTraceNorm:
     """`trace_norm_loss` in two passes: `update` with every chunk, `finish`, then `gradients` of every chunk.
 
-    The loss sees rows through their moments alone, so its gradient by any row needs, besides that row, the d×d
-    adjoints of the moments:
+    The loss depends on the rows through their moments alone, so its gradient with respect to a row needs, besides that
+    row, only the d×d adjoints of the moments:
 
         ∂/∂X = (2 Xc Gxx + Yc Gxyᵀ) / (m − 1)      ∂/∂Y = (2 Yc Gyy + Xc Gxy) / (m − 1)
 
-    O(d²) memory and, across processes, O(d²) communication, whatever the number of rows m.
+    O(d²) memory and, across processes, O(d²) communication, for any number of rows m.
     """
 
     def __init__(self, ridge: float | Sequence[float], top_k: int | None) -> None:
         self.ridge, self.top_k = _checks.ridges(ridge), top_k
-        self.moments = MomentAccumulator(torch.float64)  # no second look at the rows could mend rounding in fp32
+        self.moments = MomentAccumulator(torch.float64)  # rounding in fp32 could not be undone without the rows
 
-    def update(self, x: Tensor, y: Tensor) -> None:
-        """First pass: adds the rows of x (m, dx) and y (m, dy)."""
+    def update(
+        self,
+        x: Tensor,  # (m, dx)
+        y: Tensor,  # (m, dy)
+    ) -> None:
+        """First pass: adds the rows of a chunk."""
         self.moments.update(x, y)
 
     @torch.no_grad()
     def finish(self) -> Tensor:
-        """The loss of all rows, fp32 for half inputs."""
+        """The loss of all rows; fp32 for half inputs."""
         moments = self.moments
         s = moments.covariance(self.ridge)
         assert s.xy is not None and s.yy is not None and s.mean_y is not None and moments.input_dtype is not None
@@ -45,22 +49,25 @@ class StreamedTraceNorm:
         k = _checks.leading(self.top_k, dx, dy)
         with full_precision(s.xy.device):
             a = adjoints(s, s.xy.new_ones(k))
-            # Where the covariances are ill conditioned, the two terms of a gradient all but cancel, as they do for
-            # m <= d: the products are then done in fp64 too, by the rule that trace_norm_loss has.
-            condition = max(_condition(s.xx), _condition(s.yy)) if moments.count > max(dx, dy) else float("inf")
-        precise = not torch.finfo(torch.float32).eps * condition < _TOLERANCE
-        self.input_dtype = moments.input_dtype
-        self.wide = torch.float64 if precise else accumulation_type(self.input_dtype)
-        scale = -1 / (moments.count - 1)
-        self.xx, self.xy, self.yy = (
-            (g * f).to(self.wide) for g, f in ((a.xx, 2 * scale), (a.xy, scale), (a.yy, 2 * scale))
-        )
+            # With ill-conditioned covariances, the two terms of a gradient all but cancel, as they do for m <= d: the
+            # products are then done in fp64 too, by the same rule as in trace_norm_loss.
+            primal = moments.count > max(dx, dy)
+            worst = max(condition(cholesky(v)) for v in (s.xx, s.yy)) if primal else float("inf")
+        single = torch.finfo(torch.float32).eps * worst < FP32_TOLERANCE
         self.means = s.mean_x, s.mean_y
-        return -a.sigma[:k].sum().to(accumulation_type(self.input_dtype))
+        self.dtype = accumulation_type(moments.input_dtype) if single else torch.float64  # of the gradients' products
+        scale = -1 / (moments.count - 1)
+        factors = 2 * scale, scale, 2 * scale
+        self.xx, self.xy, self.yy = ((g * f).to(self.dtype) for g, f in zip((a.xx, a.xy, a.yy), factors))
+        return -a.sigma[:k].sum().to(accumulation_type(moments.input_dtype))
 
     @torch.no_grad()
-    def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Second pass: the derivatives of the loss by the rows of a chunk, fp32 for half inputs."""
+    def gradients(
+        self,
+        x: Tensor,  # (m, dx)
+        y: Tensor,  # (m, dy)
+    ) -> tuple[Tensor, Tensor]:
+        """Second pass: the gradients of the loss with respect to the rows of a chunk; fp32 for half inputs."""
         with full_precision(x.device):
             xc, yc = (self._centred(v, mean) for v, mean in zip((x, y), self.means))
             gx = torch.addmm(xc @ self.xx, yc, self.xy.mT)
@@ -69,21 +76,15 @@ class StreamedTraceNorm:
         return gx.to(narrow), gy.to(narrow)
 
     def _centred(self, x: Tensor, mean: Tensor) -> Tensor:
-        coarse = mean.to(self.wide)
-        return (x.to(self.wide) - coarse).sub_((mean - coarse).to(self.wide))
-
-
-def _condition(s: Tensor) -> float:
-    """A lower bound of the condition number, infinite where s is not positive definite."""
-    factor, failed = torch.linalg.cholesky_ex(s)
-    pivots = factor.diagonal()
-    return float("inf") if failed else float(pivots.max() / pivots.min()) ** 2
+        # Subtracted in two parts: an fp32 copy of the mean alone would round a large mean.
+        coarse = mean.to(self.dtype)
+        return (x.to(self.dtype) - coarse).sub_((mean - coarse).to(self.dtype))
 
 
 class GlobalTraceNorm(StreamedTraceNorm):
     """The same over the rows of all processes of a group; gradients are those of this process's rows.
 
-    With `averaged` they are multiplied by the number of processes, which DistributedDataParallel divides them by.
+    With `averaged`, gradients are multiplied by the number of processes, because DistributedDataParallel divides by it.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class GlobalTraceNorm(StreamedTraceNorm):
         return self.finish_agreed()
 
     def finish_agreed(self) -> Tensor:
-        """`finish` where the headers are known to fit."""
+        """`finish` without the exchange of headers, for callers that have done it."""
         self.moments.reduce(self.group)
         value = super().finish()
         self.xx, self.xy, self.yy = (g * self.factor for g in (self.xx, self.xy, self.yy))

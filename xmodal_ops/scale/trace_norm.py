@@ -43,20 +43,20 @@ def trace_norm_loss(
 
     Args:
         x, y: (m, dx), (m, dy) this process's rows, m >= 1; m may differ from rank to rank.
-        ridge, top_k: as there, the same on every rank.
+        ridge, top_k: as in `xmodal_ops.trace_norm_loss`, the same on every rank.
         group: the processes that share the batch; all by default.
-        averaged: gradients will be averaged over the group, as DistributedDataParallel does. False: summed.
+        averaged: True if gradients will be averaged over the group, as DistributedDataParallel does; False if summed.
 
     Returns:
         The scalar loss of the concatenated batch, the same on every rank; differentiable once.
 
     Raises:
-        ValueError, TypeError: on every rank, where arguments do not fit on one or differ between ranks.
-        RuntimeError: another process died or did not answer within the group's timeout; or there is no group.
+        ValueError, TypeError: on every rank, if arguments are unsuitable on one or differ between ranks.
+        RuntimeError: another process died or did not answer within the timeout of the group, or there is no group.
 
-    Moments and adjoints are fp64, gradients of rows in the input's precision, or fp64 where the covariances are too
-    ill conditioned for it, as for m <= d. O(m d² / world + d³) time; O(dx² + dy²) communication, whatever m, none of
-    it in backward.
+    Moments and adjoints are fp64. Gradients of rows are computed in the input's precision, or in fp64 if the
+    covariances are too ill conditioned for it, as they are for m <= d. O(m d² / world + d³) time; O(dx² + dy²)
+    communication for any m, none of it in `backward`.
     """
     norms = []
 
@@ -71,7 +71,7 @@ def trace_norm_loss(
 
 
 class TraceNormLoss(nn.TraceNormLoss):
-    """Module form of `trace_norm_loss`; with `large_batch_loss`, every process may go through its rows in chunks."""
+    """`trace_norm_loss` as a module. With `large_batch_loss`, every process may process its rows in chunks."""
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ from .covariance import Covariance, accumulation_type, center, covariance, covar
 _solve = torch.linalg.solve_triangular
 
 # fp32 is given up for fp64 where rounding of the moments would move the gradient by more than about this.
-_TOLERANCE = 1e-3
+FP32_TOLERANCE = 1e-3
 # Keeps 0/0 out of directions that a mask drops.
 _TINY = 1e-30
 
@@ -185,13 +185,16 @@ class _View:
         return (core @ self.q.mT).mul_(self.ridge * self.scale) @ self.xc
 
 
-def cholesky_error(factor: Tensor) -> float:
-    """What rounding of S can do to S⁻¹: eps × (a lower bound of) the condition number."""
+def condition(factor: Tensor) -> float:
+    """A lower bound of the condition number of S, from its Cholesky factor, infinite for a factor of NaN."""
     pivots = factor.diagonal()
     largest, smallest = float(pivots.max()), float(pivots.min())
-    if not smallest > 0:
-        return float("inf")
-    return torch.finfo(factor.dtype).eps * (largest / smallest) ** 2
+    return (largest / smallest) ** 2 if smallest > 0 else float("inf")
+
+
+def cholesky_error(factor: Tensor) -> float:
+    """What rounding of S can do to S⁻¹: eps × (a lower bound of) the condition number."""
+    return torch.finfo(factor.dtype).eps * condition(factor)
 
 
 def _gap_error(sigma: Tensor, weights: Tensor) -> float:
@@ -223,7 +226,7 @@ def correlations(
         return sigma, None if gx is None else gx.to(x.dtype), None if gy is None else gy.to(y.dtype)
     result, error = _attempt(x, y, rx, ry, weights, need_x, need_y, products)
     # The reversed comparison sends NaN, too, to fp64, which may overflow less.
-    if x.dtype == torch.float32 and not error < _TOLERANCE:
+    if x.dtype == torch.float32 and not error < FP32_TOLERANCE:
         wide_result, _ = _attempt(x.double(), y.double(), rx, ry, weights, need_x, need_y, products)
         result = tuple(None if t is None else t.float() for t in wide_result)  # type: ignore[assignment]
     return result
@@ -238,7 +241,7 @@ def _attempt(
         assert s.xy is not None and s.yy is not None and s.mean_y is not None
         lx, ly = cholesky(s.xx), cholesky(s.yy)
         error = max(cholesky_error(lx), cholesky_error(ly))
-        if x.dtype == torch.float32 and not error < _TOLERANCE:
+        if x.dtype == torch.float32 and not error < FP32_TOLERANCE:
             return (x, None, None), error  # not worth finishing
         a = _adjoints(lx, s.xy, ly, weights)
         error = max(error, _gap_error(a.sigma, weights))
