@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.conftest import relative, views
 from tests.helpers import threads
 from tests.ops.triplet_data import batch
-from xmodal_ops import _C, Covariance, mine_triplets
+from xmodal_ops import _C, Covariance, mine_triplets, structure_preserving_loss, triplet_margin_loss
 from xmodal_ops.ops.portable import covariance, trace_norm
 
 F32, F64 = torch.float32, torch.float64
@@ -65,18 +65,29 @@ def test_exact_trace_norm(shape: tuple[int, int, int], dtype: torch.dtype, toler
         assert relative(a, b) < tolerance
 
 
+def with_gradients(loss: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return loss.detach(), *torch.autograd.grad(loss, inputs)
+
+
 def mining() -> tuple[Tensor, ...]:
     anchor, ref, labels, ref_labels = batch(700, 600, 50, 9, dtype=F32)
     return mine_triplets(anchor, labels, ref, ref_labels, negative="random", seed=1)
 
 
 def structure_preserving() -> tuple[Tensor, ...]:
-    return torch.ops.xmodal.structure_preserving(*batch(500, 450, 60, 7, dtype=F32), 9.0, 0.3, True, True, True)
+    image, text, *labels = batch(500, 450, 60, 7, dtype=F32)
+    loss, stats = structure_preserving_loss(
+        image.requires_grad_(), text.requires_grad_(), *labels, margin=9.0, gamma=0.3, return_stats=True
+    )
+    return *with_gradients(loss, image, text), *stats
 
 
 def triplet_margin() -> tuple[Tensor, ...]:
-    data = batch(500, 450, 60, 7, dtype=F32)
-    return torch.ops.xmodal.triplet_margin(*data, None, 0.2, "all", False, True, True)
+    anchor, ref, labels, ref_labels = batch(500, 450, 60, 7, dtype=F32)
+    loss, stats = triplet_margin_loss(
+        anchor.requires_grad_(), labels, ref.requires_grad_(), ref_labels, return_stats=True
+    )
+    return *with_gradients(loss, anchor, ref), *stats
 
 
 def on_threads(count: int, op: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
