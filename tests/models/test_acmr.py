@@ -334,7 +334,7 @@ def test_modality_loss_at_chance():
     [
         ({"classes": 1}, "classes must be at least 2, got 1"),
         ({"members": 4}, "members must divide dim, 6, got 4"),
-        ({"alpha": -1.0}, "alpha must be finite and >= 0, got -1.0"),
+        ({"alpha": -1.0}, "alpha must be at least 0, got -1.0"),
         ({"label_weight": 1.5}, "label_weight must lie in 0..1, got 1.5"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ({"reduction": "all"}, "reduction must be one of 'mean', 'sum', got 'all'"),

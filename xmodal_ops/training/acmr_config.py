@@ -10,7 +10,7 @@ import torch
 
 from ..data import PairData
 from ..models.branches import BranchSpec
-from ..models.projector import FEATURES
+from ..options import FEATURES
 from .config import MONITORS
 from .run import UserError
 
