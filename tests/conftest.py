@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import xmodal_ops  # noqa: F401  registers torch.ops.xmodal
+import xmodal_ops.ops  # noqa: F401  registers torch.ops.xmodal
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
+from itertools import chain
 from numbers import Integral, Real
 from types import NoneType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
@@ -18,6 +19,9 @@ from .errors import UserError
 
 MONITORS = ("recall@1", "recall@5", "recall@10", "map_all", "map_50", "mrr")
 FEATURES = ("none", "standard", "sqrt", "chi2", "kernel")
+RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+COMPONENTS = (2, 3, 5, 7, 10, 20, 50, 100, 200, 500)
+POWERS = (0.0, 1.0, 2.0, 4.0)
 
 _NOUNS = {int: "an integer", float: "a finite number", bool: "true or false", str: "a word"}
 _NUMBERS = {int: Integral, float: Real}
@@ -122,7 +126,7 @@ class Option:
 
     def _read(self, text: str) -> Any:
         try:
-            return _BOOLS[text] if self.kind is bool else self.kind(text)
+            return _BOOLS[text.lower()] if self.kind is bool else self.kind(text)
         except (KeyError, ValueError):
             return text  # which the check refuses
 
@@ -148,7 +152,7 @@ class Options:
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init_subclass__(cls) -> None:
-        for inherited in (field for base in cls.__mro__[1:-1] for field in fields(base)):
+        for inherited in chain.from_iterable(fields(base) for base in cls.__mro__[1:-1]):
             default = vars(cls).get(inherited.name, inherited)
             if not isinstance(default, Field):
                 setattr(cls, inherited.name, option(default, **inherited.metadata))
@@ -186,7 +190,7 @@ class TrainingConfig(Options):
     seed: int = option(0, minimum=0, help="Seed of weights and batches; equal seeds give equal runs on a CPU.")
     epochs: int = option(20, minimum=1, help="Passes over the training pairs.")
     batch_size: int = option(64, minimum=2, help="Pairs per step.")
-    learning_rate: float = option(1e-3, minimum=0, help="Learning rate, the peak of a one-cycle schedule.")
+    learning_rate: float = option(1e-3, minimum=0, help="Learning rate; the peak if a schedule changes it.")
     weight_decay: float = option(0.0, minimum=0, help="Decoupled weight decay of AdamW.")
     augment: bool = option(False, help="Shift, rotate and scale training images at random.")
     patience: int = option(0, minimum=0, help="Stop after this many epochs without improvement; 0 never stops early.")
@@ -206,14 +210,12 @@ class LinearCCAConfig(Options):
     monitor: str = option(
         "recall@10", choices=MONITORS, help="Validation metric, mean of both directions, that selects the parameters."
     )
-    ridges: tuple[float, ...] = option(
-        (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), minimum=0, help="Candidate ridges, relative to the mean variances."
-    )
+    ridges: tuple[float, ...] = option(RIDGES, minimum=0, help="Candidate ridges, relative to the mean variances.")
     components: tuple[int, ...] = option(
-        (2, 3, 5, 7, 10, 20, 50, 100, 200, 500), minimum=1, help="Candidate numbers of components; all is one more."
+        COMPONENTS, minimum=1, help="Candidate numbers of components, besides all of them."
     )
     powers: tuple[float, ...] = option(
-        (0.0, 1.0, 2.0, 4.0), minimum=0, help="Candidate exponents of the correlations that weight the components."
+        POWERS, minimum=0, help="Candidate exponents of the correlations that weight the components."
     )
     refit: bool = option(False, help="Refit on training + validation pairs with the selected parameters.")
 
@@ -382,3 +384,6 @@ class ACMRConfig(ACMROptions, TrainingConfig):
             raise UserError(f"preset must be one of {', '.join(names)}, got {name!r}")
         part = cls.PRESETS.get(f"{name} {data.removesuffix('-1300')}", {})
         return cls(**{**cls.PRESETS[name], **part, **options})
+
+
+CONFIGS: dict[str, type[Options]] = {"linear_cca": LinearCCAConfig, "dcca": DCCAConfig, "acmr": ACMRConfig}

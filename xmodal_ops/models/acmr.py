@@ -71,6 +71,7 @@ class ACMR(TwoViewModel):
     Complexity of the losses: O(m²·dim) time; O(m·dim) memory beyond the projectors, O(m·dim + m²) with L_pair.
     """
 
+    OPTIONS = ACMROptions
     NETWORKS = ("image_projector", "text_projector")
 
     def __init__(

@@ -74,6 +74,7 @@ class DCCA(TwoViewModel):
     close to 1 whatever the branches do.
     """
 
+    OPTIONS = DCCAOptions
     NETWORKS = ("image_branch", "text_branch")
 
     def __init__(self, image_branch: nn.Module, text_branch: nn.Module, **options: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..options import Options
 from .branches import build
 
 M = TypeVar("M", bound="TwoViewModel")
@@ -17,6 +18,7 @@ M = TypeVar("M", bound="TwoViewModel")
 class TwoViewModel(nn.Module):
     """A model with a network for each view. Subclasses take both networks first, then `options` by keyword."""
 
+    OPTIONS: ClassVar[type[Options]]
     NETWORKS: ClassVar[tuple[str, str]]  # attributes of the image and the text network
 
     @property
