@@ -282,7 +282,7 @@ def evaluate(
 
 @app.command()
 def info(json_file: Json = None) -> None:
-    """Print versions, devices, compiled architectures, and which implementation serves each op."""
+    """Print versions, devices, compiled architectures, and the implementation of each op."""
     from .._build import build_info, describe
 
     if json_file is not None:
