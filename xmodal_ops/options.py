@@ -192,6 +192,7 @@ class TrainingConfig(Options):
     batch_size: int = option(64, minimum=2, help="Pairs per step.")
     learning_rate: float = option(1e-3, minimum=0, help="Learning rate; the peak if a schedule changes it.")
     weight_decay: float = option(0.0, minimum=0, help="Decoupled weight decay of AdamW.")
+    gradient_clip: float = option(0.0, minimum=0, help="Maximum norm of the gradients; 0 does not clip.")
     augment: bool = option(False, help="Shift, rotate and scale training images at random.")
     patience: int = option(0, minimum=0, help="Stop after this many epochs without improvement; 0 never stops early.")
     refit: bool = option(False, help="Retrain on training + validation pairs up to the best epoch.")

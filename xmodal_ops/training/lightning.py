@@ -101,6 +101,11 @@ class RunModule(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         self.started = time.perf_counter()
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.config.gradient_clip:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip)
+
     # Retrieval needs the whole gallery at once, so validation is part of the end of an epoch, not a loop of batches.
     def finish_epoch(self, **losses: float) -> None:
         """Evaluates on the validation split, and appends the losses and the metrics to the history."""
