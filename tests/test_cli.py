@@ -36,7 +36,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Runs a command in an empty directory; gives exit code, stdout, stderr."""
+    """A function that runs a command in an empty directory; returns exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     threads = torch.get_num_threads()
@@ -61,7 +61,7 @@ def train(file: Path, *rest: str | Path) -> tuple[str | Path, ...]:
 
 
 def one_line(stderr: str, *parts: str) -> None:
-    """The error of a refused command: its only line, after notes of what is going on."""
+    """Checks that a refused command printed one line, which contains the parts."""
     assert len(stderr.strip().splitlines()) == 1, stderr
     assert stderr.startswith("xmodal: ")
     for part in parts:

@@ -9,7 +9,7 @@ from xmodal_ops.models import DCCA, MLP, AlexNet, LinearCCA, SmallCNN, TextBranc
 
 
 def pairs(m: int = 200, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures (m, 1, 16, 16) and texts (m, 12) with three things in common."""
+    """Images (m, 1, 16, 16) and texts (m, 12) with three latent variables in common."""
     g = torch.Generator().manual_seed(seed)
     mix = torch.Generator().manual_seed(99)
     z = torch.randn(m, 3, generator=g)

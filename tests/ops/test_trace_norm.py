@@ -339,7 +339,7 @@ def test_same_result_twice_and_on_other_thread_counts():
 
 
 PROBE = """
-import torch, xmodal_ops
+import torch, xmodal_ops.ops
 torch.manual_seed(0)
 worst = 0.0
 for m, dx, dy in ((64, 8, 8), (41, 7, 13), (300, 37, 90), (129, 128, 128), (20, 1, 1), (17, 16, 15), (700, 250, 31)):
@@ -408,6 +408,8 @@ def test_build_info():
 
 
 def test_import_is_light():
-    code = "import sys, xmodal_ops; print([m for m in ('scipy', 'sklearn', 'matplotlib', 'lightning', 'h5py', 'typer')"
+    code = (
+        "import sys, xmodal_ops.ops; print([m for m in ('scipy', 'sklearn', 'matplotlib', 'lightning', 'h5py', 'typer')"
+    )
     code += " if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

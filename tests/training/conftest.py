@@ -14,7 +14,7 @@ def _one_thread():
 
 
 def tiny_pairs(m: int, seed: int, features: bool = False) -> PairSet:
-    """Pictures (m, 1, 16, 16), or features (m, 20), and texts (m, 12) with four things in common; two classes."""
+    """Images (m, 1, 16, 16) or features (m, 20), and texts (m, 12), of four common latent variables; two classes."""
     g, mix = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(99)
     z = torch.randn(m, 4, generator=g)
     image = torch.sigmoid(z @ torch.randn(4, 256, generator=mix) + 0.5 * torch.randn(m, 256, generator=g))

@@ -64,7 +64,7 @@ def test_the_model_learns_and_is_found_again(tiny, tmp_path):
 
 
 def test_the_test_split_has_no_say(tiny, tmp_path):
-    """Nor has the order of anything in it: what is trained and chosen depends on the other two splits."""
+    """Training and selection depend on the other two splits only."""
     other = PairData(tiny.train, tiny.validation, tiny.test.subset(range(40)), name="other", classes=tiny.classes)
     a = train_dcca(tiny, CONFIG, tmp_path / "a", device="cpu")
     b = train_dcca(other, CONFIG, tmp_path / "b", device="cpu")
@@ -128,7 +128,7 @@ def test_a_finished_run_can_be_resumed_and_prolonged(tiny, tmp_path):
 
 
 def test_ctrl_c_while_an_epoch_ends_is_not_counted(tiny, tmp_path, monkeypatch):
-    """The epoch has its figures, but no checkpoint yet."""
+    """The epoch has its metrics, but no checkpoint yet."""
     saved = []
 
     def raise_later(self, *args, save=RunCheckpoint.on_train_epoch_end):

@@ -192,22 +192,16 @@ def summarise(results: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dic
 
 def projector_specs(config: ACMRConfig, data: PairData) -> tuple[BranchSpec, BranchSpec]:
     """The projectors that suit the data: a small CNN for images, fully connected layers for features."""
+
+    def projector(view: str, rows: Tensor) -> BranchSpec:
+        own = {name: getattr(config, f"{view}_{name}") for name in ("hidden", "features", "dropout", "input_dropout")}
+        arguments = {"in_features": rows.shape[1], "out_features": config.dim, "members": config.members, **own}
+        if own["features"] == "kernel":
+            arguments["landmarks"] = min(len(rows), config.landmarks)
+        return {"name": "Projector", "arguments": arguments}
+
     image, text = data.train.image, data.train.text
-
-    def projector(width: int, hidden: tuple[int, ...], features: str, dropout: tuple[float, float]) -> BranchSpec:
-        arguments = {"in_features": width, "out_features": config.dim, "hidden": list(hidden), "features": features}
-        rest = {"dropout": dropout[0], "input_dropout": dropout[1], "members": config.members}
-        if features == "kernel":
-            rest["landmarks"] = min(len(data.train), config.landmarks)
-        return {"name": "Projector", "arguments": {**arguments, **rest}}
-
-    text_spec = projector(
-        text.shape[1], config.text_hidden, config.text_features, (config.text_dropout, config.text_input_dropout)
-    )
-    if image.ndim == 2:
-        dropout = (config.image_dropout, config.image_input_dropout)
-        return projector(image.shape[1], config.image_hidden, config.image_features, dropout), text_spec
-    return cnn_spec(data, config.dim), text_spec
+    return projector("image", image) if image.ndim == 2 else cnn_spec(data, config.dim), projector("text", text)
 
 
 def label_kind(data: PairData) -> tuple[int, bool]:
