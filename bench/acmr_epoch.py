@@ -1,9 +1,9 @@
-"""Where an epoch of ACMR on 20,000 pairs at batch 1024 goes: the triplet loss beside the projectors.
+"""Time of an epoch of ACMR on 20,000 pairs at batch 1024: the triplet loss against the projectors.
 
     python -m bench.acmr_epoch [--device cpu|cuda]
 
 The paper's projectors, tanh to 200 dimensions, on shallow features (128 and 10) and on deep ones (4096 and 3000); ten
-classes. Either part is timed forward and backward, in turns, for one batch; an epoch has 19 full ones.
+classes. Both parts are timed forward and backward, in turns, on one batch; an epoch has 19 full batches.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What each part of ACMR brings, and what was tried on Wikipedia's validation pairs before its preset was settled.
+"""The effect of each part of ACMR, and what was tried on Wikipedia's validation pairs to find its preset.
 
     python -m bench.acmr_variants --data wikipedia --path DIR [--seeds 5] [--only NAME]
     python -m bench.acmr_variants --data glyphs [--seeds 3]
 
-Variants of the presets are trained on several seeds and judged on the test split; what was tried is judged by mAP@all
-on three draws of the validation split and never sees the test split. Results, written as they come and kept when the
-program is run again: bench/results/retrieval/{variants,tried}-acmr-<data>.json.
+Variants of the presets are trained with several seeds and evaluated on the test split. What was tried is evaluated by
+mAP@all on three draws of the validation split and never sees the test split. Each result is written as soon as it is
+there, to bench/results/retrieval/{variants,tried}-acmr-<data>.json; another run computes only those that are missing.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from rich.console import Console
 
 from bench import harness
 from xmodal_ops.data import load
-from xmodal_ops.training import ACMRConfig, report, train_acmr, train_acmr_seeds
+from xmodal_ops.training import ACMRConfig, train_acmr, train_acmr_seeds
 
 RESULTS = harness.RESULTS / "retrieval"
+QUIET: dict[str, Any] = {"device": "cpu", "console": Console(file=io.StringIO()), "pictures": False}
 HISTOGRAMS = {"image_hidden": (512,), "text_hidden": (200,), "dim": 100, "learning_rate": 3e-4, "epochs": 30}
 
 # name: (preset, options that differ)
@@ -93,19 +94,13 @@ def protocol(data: Any, **rest: Any) -> dict[str, Any]:
     return {"pairs": pairs, **rest}
 
 
-def quiet() -> Console:
-    return Console(file=io.StringIO())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=list(VARIANTS), required=True)
     parser.add_argument("--path", type=Path, help="directory of the Wikipedia files, see docs/data.md")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--only", help="only this variant, or the one tried")
+    parser.add_argument("--only", help="only this entry of either table")
     options = parser.parse_args()
-    for name in ("game_curves", "space_picture", "retrieval_picture"):
-        setattr(report, name, lambda *_, **__: None)  # nobody looks at the pictures of these runs
     torch.set_num_threads(1)  # the networks are too small for more
     place = {} if options.path is None else {"path": options.path}
     data, ours = load(options.data, **place), VARIANTS[options.data]
@@ -124,9 +119,9 @@ def main() -> None:
             continue
         config = ACMRConfig.preset(preset, options.data, **changes)
         with tempfile.TemporaryDirectory() as folder:
-            figures = train_acmr_seeds(data, config, folder, range(options.seeds), device="cpu", console=quiet())
-        variants[name] = {"name": name, "figures": figures, "options": config.to_dict()}
-        print(name, figures["mean"]["map_all"], figures["deviation"]["mean"]["map_all"], flush=True)
+            scores = train_acmr_seeds(data, config, folder, range(options.seeds), **QUIET)
+        variants[name] = {"name": name, "figures": scores, "options": config.to_dict()}
+        print(name, scores["mean"]["map_all"], scores["deviation"]["mean"]["map_all"], flush=True)
         facts = protocol(
             data, gallery=len(data.test), similarity="cosine of the retrieval space",
             chosen_by=f"{config.monitor} on the validation split, mean of both directions",
@@ -146,13 +141,13 @@ def main() -> None:
         for draw in range(3):
             with tempfile.TemporaryDirectory() as folder:
                 pairs = load("wikipedia", seed=draw, **place)
-                result = train_acmr(pairs, config, folder, device="cpu", console=quiet())
+                result = train_acmr(pairs, config, folder, **QUIET)
             best.append(max(epoch[f"validation {config.monitor}"] for epoch in result.history))
-        rows[name] = [name, *(f"{figure:.4f}" for figure in (*best, statistics.mean(best)))]
+        rows[name] = [name, *(f"{score:.4f}" for score in (*best, statistics.mean(best)))]
         print(rows[name], flush=True)
         note = (
-            "One training each on three draws of the validation split (a fifth of training), seed 0; mAP@all, "
-            "the mean of both directions, of the best epoch. The test split has no part in it."
+            "One training on each of three draws of the validation split (a fifth of training), seed 0; mAP@all, "
+            "the mean of both directions, of the best epoch. The test split is not used."
         )
         columns = ["preset `best` with", "draw 0", "draw 1", "draw 2", "mean"]
         title = "ACMR on Wikipedia, what was tried"

@@ -2,10 +2,10 @@
 
 python bench/report_results.py
 
-benchmark-*.json   what `xmodal benchmark --json` writes
+benchmark-*.json   the output of `xmodal benchmark --json`
 variants-*.json    variants of one model on one data set: {"protocol", "variants": [{"name", "figures"}]}
 tried-*.json       what was tried on validation data: {"protocol", "columns", "rows"}
-published.json     figures of papers
+published.json     published scores
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def figure(result: Mapping[str, Any], name: str) -> str:
-    """Three figures, the last in bold, with the deviation of that one."""
+def scores(result: Mapping[str, Any], name: str) -> str:
+    """A metric in both directions and their mean, the mean in bold and with its deviation."""
     a, b, mean = (f"{result[direction][name]:.3f}" for direction in DIRECTIONS)
     seeds = len(result.get("seeds", ()))
     spread = f" ± {result['deviation']['mean'][name]:.3f}" if seeds > 1 else ""
@@ -47,7 +47,7 @@ def figure(result: Mapping[str, Any], name: str) -> str:
 
 
 def row(name: str, result: Mapping[str, Any]) -> list[str]:
-    return [name, figure(result, "map_all"), figure(result, "recall@10"), str(len(result.get("seeds", ())) or "–")]
+    return [name, scores(result, "map_all"), scores(result, "recall@10"), str(len(result.get("seeds", ())) or "–")]
 
 
 def protocol(facts: Mapping[str, Any]) -> str:

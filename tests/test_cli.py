@@ -36,7 +36,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Runs a command in an empty directory; gives exit code, stdout, stderr."""
+    """A function that runs a command in an empty directory; returns exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     threads = torch.get_num_threads()
@@ -61,7 +61,7 @@ def train(file: Path, *rest: str | Path) -> tuple[str | Path, ...]:
 
 
 def one_line(stderr: str, *parts: str) -> None:
-    """The error of a refused command: its only line, after notes of what is going on."""
+    """Checks that a refused command printed one line, which contains the parts."""
     assert len(stderr.strip().splitlines()) == 1, stderr
     assert stderr.startswith("xmodal: ")
     for part in parts:
@@ -96,18 +96,33 @@ def test_train_evaluate_and_resume(run, file, tmp_path):
     assert json.loads(Path("f.json").read_text()) != figures
 
 
-def test_ctrl_c_leaves_what_resumes_to_the_same_end(run, file, tmp_path):
-    """A real signal to a real process."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
-    options = [str(option) for option in train(file, "--epochs", "40", "--output")]
-    command = [sys.executable, "-m", "xmodal_ops.cli", *options, "part"]
+def start(*args: str, cwd: Path, env: dict[str, str]) -> subprocess.Popen[str]:
+    """The command in a process of its own, ready for Ctrl-C."""
 
     def heed_interrupts() -> None:  # a shell's background jobs, such as these tests may be, ignore them
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
-    )
+    command = [sys.executable, "-m", "xmodal_ops.cli", *args]
+    return subprocess.Popen(command, cwd=cwd, env=env, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
+
+
+@pytest.mark.parametrize("module", ["typer", "torch"])
+def test_ctrl_c_while_modules_load_leaves_no_traceback(tmp_path, module):
+    (tmp_path / f"{module}.py").write_text("import sys, time; print('loading', file=sys.stderr); time.sleep(60)")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(cli.__file__).parents[2])])}
+    process = start("demo", cwd=tmp_path, env=env)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "loading\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.read() in ("", "xmodal: interrupted\n")
+    assert process.wait(60) == 130
+
+
+def test_ctrl_c_leaves_what_resumes_to_the_same_end(run, file, tmp_path):
+    """A real signal to a real process."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    options = [str(option) for option in train(file, "--epochs", "40", "--output")]
+    process = start(*options, "part", cwd=tmp_path, env=env)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("epoch 2/40"):
@@ -216,6 +231,38 @@ def test_cuda_without_a_device(run, command, monkeypatch):
     code, _, err = run(*command, "--device", "cuda")
     assert code == 2
     one_line(err, "device cuda is not available", "--device cpu")
+
+
+def test_every_model_takes_options_by_flag_and_by_set(run, file):
+    data = ("--data", file, "--output")
+    for model, flag, setting, name, value in (
+        ("linear-cca", ("--components", "2,5"), "components=2,5", "components", [2, 5]),
+        ("dcca", ("--hidden", "16", "--hidden", "8"), "hidden=16,8", "hidden", [16, 8]),
+        ("acmr", ("--image-hidden", "16,8"), "image_hidden=16,8", "image_hidden", [16, 8]),
+    ):
+        few = () if model == "linear-cca" else ("--set", "epochs=1", "--device", "cpu")
+        assert run("train", model, *few, *flag, *data, f"{model}-flag")[0] == 0
+        assert run("train", model, *few, "--set", setting, *data, f"{model}-set")[0] == 0
+        options = [json.loads(Path(f"{model}-{how}/config.json").read_text())["options"] for how in ("flag", "set")]
+        assert options[0] == options[1]
+        assert options[0][name] == value
+        for wrong, says in (
+            (f"{name}=2.5", f"{name} must be an integer, got '2.5'"),
+            ("foo=1", "--set must name one of "),
+            ("foo", "--set must be NAME=VALUE, got 'foo'"),
+        ):
+            code, _, err = run("train", model, "--set", wrong, *data, "wrong")
+            assert code == 2
+            one_line(err, says)
+    code, _, err = run("train", "acmr", "--resume", "--output", "dcca-set", "--device", "cpu")
+    assert code == 2
+    one_line(err, "dcca-set holds a run of dcca, not of acmr")
+
+
+def test_help_shows_the_defaults_that_apply(run):
+    _, out, _ = run("train", "acmr", "--help")
+    assert "[default: recall@10]" in out and "[default: 512]" in out  # the preset for glyphs
+    assert "(" + "None)" not in out and "[default: (" not in out
 
 
 def test_usage_errors_are_code_2(run):

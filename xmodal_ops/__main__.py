@@ -1,4 +1,4 @@
-"""`python -m xmodal_ops`: versions, devices, compiled architectures, and the path that each op takes."""
+"""`python -m xmodal_ops`: versions, devices, compiled architectures, and the implementation of each op."""
 
 from ._build import describe
 

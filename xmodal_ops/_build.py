@@ -1,4 +1,4 @@
-"""What was built and which path each op takes: `xmodal_ops.build_info()`, `python -m xmodal_ops`, `xmodal info`."""
+"""Build information, and the implementation of each op: `build_info()`, `python -m xmodal_ops`, `xmodal info`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from ._version import __version__
 
 
 def build_info() -> dict[str, Any]:
-    """Versions, devices, compiled architectures and the path that each op takes, as a dict.
+    """Versions, devices, compiled architectures and the implementation of each op, as plain data.
 
-    Keys: version, python, torch, cuda (bool: this binary holds kernels), cuda_archs (list), cuda_unavailable (why they
-    cannot run here, or ""), torch_cuda (torch's CUDA version or None), devices (list), cpu (instruction set),
-    cpu_threads, ops ({op: {"cpu": path, "cuda": path}}).
+    Returns:
+        A dict with the keys version, python, torch, cuda (bool: this binary contains kernels), cuda_archs (list),
+        cuda_unavailable (why the kernels cannot run here, or ""), torch_cuda (torch's CUDA version or None), devices
+        (list), cpu (instruction set), cpu_threads, ops ({op: {"cpu": implementation, "cuda": implementation}}).
     """
     usable = torch.cuda.is_available()
     return {
@@ -35,14 +36,14 @@ def build_info() -> dict[str, Any]:
 
 
 def op_paths() -> dict[str, dict[str, str]]:
-    """Which implementation serves each op, by device."""
+    """The implementation of each op, by device."""
     from .ops._library import OPS
 
     return {name: dict(paths) for name, paths in sorted(OPS.items())}
 
 
 def describe() -> str:
-    """The same for people, a line each."""
+    """The same as a table for people."""
     info = build_info()
     kernels = ", ".join(info["cuda_archs"]) if info["cuda"] else "not built"
     if info["cuda"] and info["cuda_unavailable"]:

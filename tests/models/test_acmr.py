@@ -1,4 +1,4 @@
-"""ACMR: each loss against its formula, who moves whom, the retrieval space."""
+"""ACMR: each loss against its formula, the gradients of both players, the retrieval space."""
 
 import math
 import re
@@ -151,21 +151,21 @@ def test_the_label_head_learns():
 
 
 def apart(**options) -> ACMR:
-    """A model whose projections of texts lie off those of images."""
+    """A model whose projections of texts are shifted against those of images."""
     model = make(**options)
     nn.init.constant_(model.text_projector.networks[0][-2].bias, 1.0)
     return model
 
 
 def test_the_classifier_s_loss_moves():
-    """Without an opponent it learns to tell the modalities apart; chance is 2 log 2 = 1.39."""
+    """Without an opponent it learns to tell the modalities apart; chance level is 2 log 2 = 1.39."""
     adversary = play(apart(alpha=0.0, beta=0.0), reversal=0.0)
     assert adversary[0] > 1.2
     assert adversary[-1] < 0.3
 
 
 def test_the_adversary_hides_the_modality():
-    """Where it plays, a fresh judge of the finished projections finds less than where it does not."""
+    """A new classifier of the finished projections does worse after training against the adversary."""
     found = {}
     for reversal in (0.0, 1.0):
         model = apart(alpha=0.0, beta=0.0)
@@ -220,7 +220,7 @@ def test_the_retrieval_space_compares_as_documented(several, likeness):
 
 
 def test_ranking_by_the_probability_of_a_shared_label_beats_cosine():
-    """Simulated: labels drawn from the very probabilities. No other order has a larger expected precision."""
+    """On simulated labels, drawn from the same probabilities. No other order has a larger expected precision."""
     g = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     p = torch.distributions.Dirichlet(torch.full((6,), 0.6)).sample((600,))
@@ -334,7 +334,7 @@ def test_modality_loss_at_chance():
     [
         ({"classes": 1}, "classes must be at least 2, got 1"),
         ({"members": 4}, "members must divide dim, 6, got 4"),
-        ({"alpha": -1.0}, "alpha must be finite and >= 0, got -1.0"),
+        ({"alpha": -1.0}, "alpha must be at least 0, got -1.0"),
         ({"label_weight": 1.5}, "label_weight must lie in 0..1, got 1.5"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ({"reduction": "all"}, "reduction must be one of 'mean', 'sum', got 'all'"),

@@ -9,7 +9,7 @@ from xmodal_ops.models import DCCA, MLP, AlexNet, LinearCCA, SmallCNN, TextBranc
 
 
 def pairs(m: int = 200, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures (m, 1, 16, 16) and texts (m, 12) with three things in common."""
+    """Images (m, 1, 16, 16) and texts (m, 12) with three latent variables in common."""
     g = torch.Generator().manual_seed(seed)
     mix = torch.Generator().manual_seed(99)
     z = torch.randn(m, 3, generator=g)
@@ -178,7 +178,7 @@ def test_mlp_does_not_mind_the_units_of_its_features():
         (lambda m, i, t: m.fit_cca(i * float("nan"), t), ValueError, r"x must be finite"),
         (lambda m, i, t: m.image_branch(t), ValueError, r"image must have shape \(m, channels, height, width\)"),
         (lambda m, i, t: SmallCNN(4, side=20), ValueError, r"side must be a positive multiple of 16, got 20"),
-        (lambda m, i, t: DCCA(m, m, ridge=-1.0), ValueError, r"ridge must be >= 0"),
+        (lambda m, i, t: DCCA(m, m, ridge=-1.0), ValueError, r"ridge must be at least 0, got -1.0"),
     ],
 )
 def test_errors_name_the_argument(act, error, message):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-# What the commands need beyond the core, by module name.
+# Modules that the commands need and the package alone does not.
 EXTRAS = {"typer", "rich", "lightning", "matplotlib", "sklearn", "scipy", "h5py"}
 
 
 def main() -> None:
-    """Entry point. Without the extras of training it says how to get them."""
+    """Entry point. If the extras of training are not installed, it says how to install them."""
     try:
         from .commands import app
 
@@ -19,7 +19,7 @@ def main() -> None:
             raise
         print(f"xmodal needs {error.name}: pip install 'xmodal-ops[train]'", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:  # before a command has begun
+    except KeyboardInterrupt:  # before a command begins: typer and rich are still loading
         sys.exit(130)
 
 

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .. import _checks
+from ..errors import UserError
 
 _LABELS = ((torch.int64, 1), (torch.bool, 2))
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Unusable data, such as a missing or damaged file, unequal rows or NaN. The message is one line."""
 
 

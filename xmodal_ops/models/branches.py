@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -137,3 +138,15 @@ def build(spec: BranchSpec) -> Branch:
     if spec["name"] not in BRANCHES:
         raise ValueError(f"branch name must be one of {', '.join(BRANCHES)}, got {spec['name']!r}")
     return BRANCHES[spec["name"]](**spec["arguments"])
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Puts a module into evaluation mode; afterwards every part has its own mode again."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
+from ..options import FEATURES
 from .branch import Branch
 
-FEATURES = ("none", "standard", "sqrt", "chi2", "kernel")
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 

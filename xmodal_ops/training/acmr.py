@@ -1,114 +1,162 @@
-"""Training of ACMR from data to a finished run directory, for one seed or several."""
+"""Training of ACMR, for one seed or several."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+from torch.distributions import Beta
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from .. import retrieval
+from .._images import unit_range
 from ..data import PairData
+from ..errors import UserError
 from ..models import ACMR
-from ..models.branches import build
+from ..models.branches import BranchSpec
 from ..models.projector import Projector
+from ..nn import reversal_schedule
+from ..options import ACMRConfig
 from . import report
-from .acmr_config import ACMRConfig, absent_classes, label_kind, projector_specs
-from .dcca import fit, fit_again, weights_of
-from .evaluation import embed, finish
-from .run import RunDirectory, UserError, check_shapes, pick_device
+from .augment import augment
+from .dcca import cnn_spec
+from .evaluation import embed
+from .fit import Result, train
+from .lightning import Row, RunModule, adamw, one_cycle, stream
+from .run import RunDirectory
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from .lightning import RunModule
-
-
-@dataclass
-class ACMRResult:
-    """A finished training: the model, its figures on the test split, and what happened in each epoch."""
-
-    model: ACMR
-    metrics: dict[str, Any]
-    history: list[dict[str, float]]
-    best_epoch: int
+ACMRResult = Result[ACMR]
+LOSSES = ("loss", "adversary", "invariance", "discrimination", "pair")
 
 
-def train_acmr(
-    data: PairData,
-    config: ACMRConfig,
-    output: str | Path,
-    *,
-    source: Mapping[str, Any] | None = None,
-    device: str = "auto",
-    resume: bool = False,
-    console: Console | None = None,
-) -> ACMRResult:
-    """Trains an ACMR on ``data.train``, chooses its best epoch on ``data.validation``, and evaluates on ``data.test``.
+def train_acmr(data: PairData, config: ACMRConfig, output: str | Path, **options: Any) -> Result[ACMR]:
+    """Trains an ACMR on labelled pairs; arguments, `options` and errors are those of `xmodal_ops.training.fit.train`.
 
-    Writes a run directory as :func:`train_dcca` does, and in ``space.png`` the common space before and after; the
-    names of the classes are in config.json. ``source``, ``resume`` and the errors are those of :func:`train_dcca`;
-    also UserError for data without labels.
+    The run directory also holds `space.png`, the common space before and after, and `config.json` the class names.
     """
-    from rich.console import Console
+    return train(ACMRModule, data, config, output, **options)
 
-    run = RunDirectory(output)
-    place = pick_device(device)
-    classes, several = label_kind(data)
-    specs = projector_specs(config, data)
-    if len(data.train) < 2:
-        raise UserError(f"the training split must hold at least 2 pairs, got {len(data.train)}")
-    console = console or Console(stderr=True)
-    for line in absent_classes(data):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    run.prepare()
-    if resume and not run.last.exists():
-        raise UserError(f"{run.path} holds no checkpoint to resume from")
-    if resume:
-        check_shapes(run.read_config(), data)
-    else:
-        run.clear()
-    head = {"classes": classes, "multi_label": several, "class_names": data.classes}
-    projectors = dict(zip(("image_projector", "text_projector"), specs))
-    run.describe("acmr", data, source, config.to_dict(), **head, **projectors)
-    torch.manual_seed(config.seed)
-    model = new_model(run.read_config())
-    fit_features(model, data)
-    before = common_space(model, data)
 
-    def make(on_epoch: Callable[[dict[str, float]], None]) -> RunModule:
-        from .acmr_module import ACMRModule
+class ACMRModule(RunModule):
+    """The game of ACMR: `projector_steps` steps of projectors and label predictor, then one of the modality classifier.
 
-        return ACMRModule(model, data, config, on_epoch)
+    If `projector_steps` is 1, both players step at once: the reversed gradient makes one backward pass serve both.
+    """
 
-    history, best_epoch = fit(make, len(data.train), config, run, place, resume, console)
-    if config.refit:
-        torch.manual_seed(config.seed)
-        model, data = new_model(run.read_config()), data.with_validation()
-        fit_features(model, data)
-        fit_again(make, len(data.train), config, run, place, resume, console, best_epoch)
-        model.load_state_dict(weights_of(run.refit.last))
-    else:
-        model.load_state_dict(weights_of(run.best))
-    model.to(place)
-    metrics = finish(run, "acmr", model, data)
-    report.game_curves(history, config.monitor, run.loss)
-    report.space_picture(before, common_space(model, data), data.test.labels, run.space, classes=data.classes)
-    return ACMRResult(model, metrics, history, best_epoch)
+    NAME = "acmr"
+    model: ACMR
+    config: ACMRConfig
+
+    def __init__(self, model: ACMR, data: PairData, config: ACMRConfig) -> None:
+        super().__init__(model, data, config)
+        self.automatic_optimization = False
+        self.sums: list[Tensor] = []
+
+    @classmethod
+    def describe(cls, config: ACMRConfig, data: PairData) -> dict[str, Any]:
+        classes, several = label_kind(data)
+        labels = {"classes": classes, "multi_label": several, "class_names": data.classes}
+        return {**labels, **dict(zip(ACMR.NETWORKS, projector_specs(config, data)))}
+
+    @classmethod
+    def notes(cls, config: ACMRConfig, data: PairData) -> list[str]:
+        return absent_classes(data)
+
+    @classmethod
+    def prepare(cls, model: ACMR, data: PairData) -> None:
+        for projector, rows in ((model.image_projector, data.train.image), (model.text_projector, data.train.text)):
+            if isinstance(projector, Projector):
+                projector.fit(rows)
+
+    @classmethod
+    def snapshot(cls, model: ACMR, data: PairData) -> tuple[Tensor, Tensor]:
+        return model.project(0, data.test.image).cpu(), model.project(1, data.test.text).cpu()
+
+    @classmethod
+    def draw(cls, run: RunDirectory, history: list[Row], monitor: str, before: Any, after: Any, data: PairData) -> None:
+        report.game_curves(history, monitor, run.loss)
+        report.space_picture(before, after, data.test.labels, run.space, classes=data.classes)
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        config = self.config
+        first, second = cast("list[LightningOptimizer]", self.optimizers())
+        step = self.current_epoch * len(self.sampler) + index
+        torch.manual_seed(stream(config.seed, step))  # dropout, mixup and augmentation
+        progress = step / (config.epochs * len(self.sampler))
+        reversal = config.reversal * (reversal_schedule(progress) if config.reversal_schedule else 1.0)
+        image, text, labels = batch["image"], batch["text"], batch["labels"]
+        if config.augment and image.ndim == 4:
+            image = augment(image)
+        image, text, targets = self.soften(image, text, labels)
+        losses = self.model.losses(image, text, labels, targets=targets, reversal=reversal)
+        first.zero_grad()
+        second.zero_grad()
+        self.manual_backward(losses.embedding + losses.adversary)
+        first.step()
+        if config.projector_steps == 1:
+            second.step()
+        elif (step + 1) % config.projector_steps == 0:
+            with torch.no_grad():
+                projections = self.model(image, text)
+            second.zero_grad()
+            self.manual_backward(self.model.modality_loss(*projections))
+            second.step()
+        for schedule in cast("list[LRScheduler] | None", self.lr_schedulers()) or ():
+            schedule.step()
+        self.sums.append(torch.stack([value.detach().float() for value in losses]))
+        return losses.embedding.detach()
+
+    def soften(self, image: Tensor, text: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The batch and the label predictor's targets (m, C) after smoothing and mixup (Zhang et al., ICLR 2018).
+
+        At least half of each pair stays itself, so that its labels still hold for L_imi.
+        """
+        config = self.config
+        targets = (labels if labels.ndim == 2 else F.one_hot(labels, self.model.classes)).float()
+        if config.smoothing:
+            # Towards the uniform distribution if an item has one label, towards one half if it may have several.
+            centre = 0.5 if labels.ndim == 2 else 1 / targets.shape[1]
+            targets = targets.lerp(torch.full_like(targets, centre), config.smoothing)
+        if config.mixup:
+            share = Beta(config.mixup, config.mixup).sample((len(labels), 1)).to(targets.device)
+            share = torch.minimum(share, 1 - share)
+            other = torch.randperm(len(labels), device=targets.device)
+            targets = targets.lerp(targets[other], share)
+            text = text.lerp(text[other], share.to(text.dtype))
+            image = unit_range(image)
+            image = image.lerp(image[other], share.to(image.dtype).view(-1, *(1,) * (image.ndim - 1)))
+        return image, text, targets
+
+    def on_train_epoch_end(self) -> None:
+        means = torch.stack(self.sums).mean(0).tolist()
+        self.sums.clear()
+        self.finish_epoch(**dict(zip(LOSSES, means)))
+
+    def configure_optimizers(self) -> Any:
+        config = self.config
+        optimizers = [adamw(player, config, config.beta1) for player in self.model.players()]
+        if config.schedule == "constant":
+            return optimizers
+        steps = config.epochs * len(self.sampler)
+        schedules = [LambdaLR(o, lambda step: one_cycle((step + 1) / (steps + 1))) for o in optimizers]
+        return optimizers, [{"scheduler": schedule, "interval": "step"} for schedule in schedules]
 
 
 def train_acmr_seeds(
     data: PairData, config: ACMRConfig, output: str | Path, seeds: Sequence[int], **rest: Any
 ) -> dict[str, Any]:
-    """One training for each seed, in ``output/seed-N``; the figures of all of them by :func:`summarise`.
+    """Trains one ACMR per seed in `output/seed-N`; returns the metrics of all of them by `summarise`.
 
-    Beside the mean of single seeds, "ensemble" holds the figures of all networks as one model.
-    A seed draws weights, batches and all that is random in training. The validation pairs are the data's, the same
-    for all. With ``resume``, finished seeds stay as they are.
+    If there are several seeds, "ensemble" holds the metrics of all networks as one model. A seed determines weights,
+    batches and everything else that is random in training; the validation pairs are the same for all. With `resume`,
+    finished seeds stay as they are. `rest` are the options of `train_acmr`.
     """
     results = []
     runs = [RunDirectory(Path(output) / f"seed-{seed}") for seed in seeds]
@@ -121,7 +169,7 @@ def train_acmr_seeds(
         results.append(train_acmr(data, replace(config, seed=seed), run.path, **options).metrics)
     summary = summarise(results, seeds)
     if len(runs) > 1:
-        # One model of several networks: unit vectors side by side, so that a cosine is the mean of theirs.
+        # Unit vectors side by side: the cosine of the ensemble is the mean of the networks' cosines.
         views = [embed(ACMR.load(run.model), data.test) for run in runs]
         image, text = (torch.cat(view, 1) for view in zip(*views))
         summary["ensemble"] = dict(retrieval.evaluate(image, text, data.test.labels))
@@ -131,57 +179,62 @@ def train_acmr_seeds(
 
 
 def summarise(results: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
-    """Means over single seeds where one evaluation has its figures, and in ``deviation`` the sample's deviations."""
+    """The metrics of one evaluation per seed, averaged, and in `deviation` their sample standard deviations."""
     directions = ("image_to_text", "text_to_image", "mean")
     out = dict(results[0])
     out["deviation"] = {}
     for name in directions:
-        values = {figure: [float(r[name][figure]) for r in results] for figure in results[0][name]}
-        out[name] = {figure: statistics.fmean(v) for figure, v in values.items()}
-        out["deviation"][name] = {figure: statistics.stdev(v) if len(v) > 1 else 0.0 for figure, v in values.items()}
+        values = {metric: [float(r[name][metric]) for r in results] for metric in results[0][name]}
+        out[name] = {metric: statistics.fmean(v) for metric, v in values.items()}
+        out["deviation"][name] = {metric: statistics.stdev(v) if len(v) > 1 else 0.0 for metric, v in values.items()}
     out["seeds"] = list(seeds)
     return out
 
 
-def new_model(config: Mapping[str, Any]) -> ACMR:
-    """The model that a run's config.json describes, untrained."""
-    options = ACMRConfig.from_dict(config["options"])
-    names = (
-        "dim", "invariance", "alpha", "beta", "penalty", "pair_weight", "margin", "gamma", "reduction", "temperature",
-        "label_hidden", "label_dropout", "members", "modality_hidden", "label_weight",
-        "label_similarity", "train_label_predictor",
-    )  # fmt: skip
-    return ACMR(
-        build(config["image_projector"]),
-        build(config["text_projector"]),
-        config["classes"],
-        multi_label=config["multi_label"],
-        **{name: getattr(options, name) for name in names},
-    )
+def projector_specs(config: ACMRConfig, data: PairData) -> tuple[BranchSpec, BranchSpec]:
+    """The projectors that suit the data: a small CNN for images, fully connected layers for features."""
+
+    def projector(view: str, rows: Tensor) -> BranchSpec:
+        own = {name: getattr(config, f"{view}_{name}") for name in ("hidden", "features", "dropout", "input_dropout")}
+        arguments = {"in_features": rows.shape[1], "out_features": config.dim, "members": config.members, **own}
+        if own["features"] == "kernel":
+            arguments["landmarks"] = min(len(rows), config.landmarks)
+        return {"name": "Projector", "arguments": arguments}
+
+    image, text = data.train.image, data.train.text
+    return projector("image", image) if image.ndim == 2 else cnn_spec(data, config.dim), projector("text", text)
 
 
-def fit_features(model: ACMR, data: PairData) -> None:
-    """Takes the means and deviations that the projectors need from the training split."""
-    parts: tuple[tuple[nn.Module, torch.Tensor], ...] = (
-        (model.image_projector, data.train.image),
-        (model.text_projector, data.train.text),
-    )
-    for projector, rows in parts:
-        if isinstance(projector, Projector):
-            projector.fit(rows)
+def label_kind(data: PairData) -> tuple[int, bool]:
+    """The number of classes, and whether an item may have several. UserError for data without labels."""
+    labels = data.train.labels
+    if labels is None:
+        raise UserError(f"ACMR learns from labels, and {data.name} has none: name classes, or train dcca")
+    if labels.ndim == 2:
+        return labels.shape[1], True
+    parts = (data.train, data.validation, data.test)
+    largest = max(int(part.labels.max()) for part in parts if part.labels is not None)
+    classes = len(data.classes) if data.classes is not None else largest + 1
+    if classes < 2:
+        raise UserError(f"ACMR needs at least 2 classes, {data.name} has {classes}")
+    return classes, False
 
 
-def common_space(model: ACMR, data: PairData) -> tuple[torch.Tensor, torch.Tensor]:
-    """The projections of the test split."""
-    return model.project(0, data.test.image).cpu(), model.project(1, data.test.text).cpu()
+def absent_classes(data: PairData) -> list[str]:
+    """Notes on classes that are missing from a split, on which the metrics are then silent."""
+    _, several = label_kind(data)
 
+    def present(labels: Tensor | None) -> set[int]:
+        assert labels is not None
+        return set((labels.any(0).nonzero()[:, 0] if several else labels.unique()).tolist())
 
-def load_acmr(run: RunDirectory, config: Mapping[str, Any], device: torch.device) -> ACMR:
-    """The finished model of a run directory, or, while there is none, that of its best epoch so far."""
-    if run.model.exists():
-        return ACMR.load(run.model, map_location=device)
-    if not run.best.exists():
-        raise UserError(f"{run.path} holds no finished epoch yet; continue it with --resume")
-    model = new_model(config)
-    model.load_state_dict(weights_of(run.best))
-    return model.to(device)
+    def names(missing: set[int]) -> str:
+        return ", ".join(str(c) if data.classes is None else data.classes[c] for c in sorted(missing))
+
+    train, validation, test = (present(part.labels) for part in (data.train, data.validation, data.test))
+    lines = []
+    if missing := (validation | test) - train:
+        lines.append(f"classes without a training pair, which cannot be learnt: {names(missing)}")
+    if missing := train - validation:
+        lines.append(f"classes without a validation pair, which do not count in choosing the epoch: {names(missing)}")
+    return lines

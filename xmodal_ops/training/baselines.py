@@ -18,8 +18,8 @@ import torch
 
 from .. import retrieval
 from ..data import PairData, PairSet
-from .linear_cca import COMPONENTS, POWERS, RIDGES
-from .run import UserError
+from ..errors import UserError
+from ..options import COMPONENTS, POWERS, RIDGES
 
 Array = npt.NDArray[Any]
 

@@ -10,13 +10,12 @@ from typing import Any
 
 from .._version import __version__
 from ..data import PairData
+from ..errors import UserError
+from ..options import ACMRConfig, DCCAConfig
 from .acmr import summarise, train_acmr_seeds
-from .acmr_config import ACMRConfig
-from .config import DCCAConfig
 from .dcca import train_dcca
 from .evaluation import evaluate
 from .linear_cca import select_linear_cca
-from .run import UserError
 
 UNLABELLED = ("linear_cca", "dcca")
 MODELS = ("linear_cca", "three_view_cca", "semantic_logistic", "semantic_forest", "dcca", "acmr")
@@ -33,15 +32,33 @@ def benchmark(
     acmr: ACMRConfig | None = None,
     source: Mapping[str, Any] | None = None,
     device: str = "auto",
+    pictures: bool = True,
     on_model: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
-    """Figures of :data:`MODELS`, or some of them, on the test split; data without labels have only two of them.
+    """Evaluates baselines and models on the test split.
 
-    What there is to choose, parameters of baselines and epochs of models, is chosen by ``monitor`` on the validation
-    split. Where ACMR then takes its pairs for training too (``refit``), all do. Baselines have no seeds but the
-    forest's, 0; DCCA and ACMR are means over ``seeds``, with deviations. Run directories of the models go into
-    ``output``. Returns plain data for JSON: ``protocol``, ``models`` with figures as :func:`retrieval.evaluate` names
-    them, and ``chosen`` and ``seconds`` by model.
+    Parameters of baselines and epochs of models are selected by `monitor` on the validation split. If ACMR's options
+    say `refit`, every model is refitted on training + validation pairs. The baselines run once, the forest with seed
+    0; DCCA and ACMR are averaged over `seeds`.
+
+    Args:
+        data: the pairs. Without labels, only linear CCA and DCCA can be compared, by mrr instead of map_all.
+        output: directory for the run directories of DCCA and ACMR.
+        seeds: seeds of DCCA and ACMR.
+        models: some of `MODELS`; all that the data allow by default.
+        monitor: the validation metric, mean of both directions.
+        dcca: options of DCCA, the preset for the data by default.
+        acmr: options of ACMR, the preset `best` by default.
+        source: where the data come from, for `config.json`.
+        device: auto, cpu, cuda, cuda:N or mps.
+        pictures: draw curves and retrieved items of DCCA and ACMR.
+        on_model: called with the name of each model before its turn.
+
+    Returns:
+        Plain data for JSON: `protocol`; `models`, metrics as in `retrieval.evaluate`; `chosen` and `seconds` by model.
+
+    Raises:
+        UserError: an unknown model, or one that needs labels for data without.
     """
     unlabelled = data.train.labels is None
     models = tuple(models) if models else UNLABELLED if unlabelled else MODELS
@@ -50,8 +67,9 @@ def benchmark(
     if unlabelled and (needs := [name for name in models if name not in UNLABELLED]):
         raise UserError(f"{needs[0]} needs labels, and {data.name} has none")
     if unlabelled and monitor == "map_all":
-        monitor = "mrr"  # without labels the same figure
+        monitor = "mrr"  # the same metric if only the partner is relevant
     game = replace(acmr or ACMRConfig.preset("best", data.name), monitor=monitor)
+    rest: dict[str, Any] = {"source": source, "device": device, "pictures": pictures}
     results: dict[str, Any] = {}
     chosen: dict[str, Any] = {}
     seconds: dict[str, float] = {}
@@ -64,13 +82,12 @@ def benchmark(
         elif name == "dcca":
             config = replace(dcca or DCCAConfig.preset(data.name), monitor=monitor, refit=game.refit)
             runs = [
-                train_dcca(data, replace(config, seed=seed), Path(output) / name / f"seed-{seed}", source=source,
-                           device=device)
+                train_dcca(data, replace(config, seed=seed), Path(output) / name / f"seed-{seed}", **rest)
                 for seed in seeds
-            ]  # fmt: skip
+            ]
             results[name], chosen[name] = summarise([run.metrics for run in runs], seeds), config.to_dict()
         elif name == "acmr":
-            results[name] = train_acmr_seeds(data, game, Path(output) / name, seeds, source=source, device=device)
+            results[name] = train_acmr_seeds(data, game, Path(output) / name, seeds, **rest)
             chosen[name] = game.to_dict()
         else:
             from .baselines import BASELINES

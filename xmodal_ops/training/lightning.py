@@ -1,33 +1,32 @@
-"""The Lightning side of training: the module of DCCA, and the callbacks of a run."""
+"""The Lightning side of every training: the base of the modules, and the callbacks of a run."""
 
 from __future__ import annotations
 
 import csv
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 from ..data import PairData
-from ..models import DCCA
-from ..scale.large_batch import large_batch_loss
-from .augment import augment
-from .config import DCCAConfig
-from .evaluation import Model, evaluate
-from .run import RunDirectory, UserError
+from ..errors import UserError
+from ..models import ACMR, DCCA
+from ..options import TrainingConfig
+from .evaluation import evaluate
+from .run import RunDirectory
 
 Row = dict[str, float]
-OnEpoch = Callable[[Row], None]
 
 
 class EpochSampler(Sampler[Tensor]):
-    """Batches of shuffled rows. The order depends on seed and epoch alone, so a resumed run repeats none of it."""
+    """Batches of shuffled rows. The order depends on seed and epoch alone, so a resumed run sees the same batches."""
 
     def __init__(self, rows: int, batch_size: int, seed: int) -> None:
         self.rows, self.batch_size, self.seed = rows, min(batch_size, rows), seed
@@ -42,41 +41,77 @@ class EpochSampler(Sampler[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(stream(self.seed, self.epoch))
         order = torch.randperm(self.rows, generator=generator)
-        # A short last batch would weigh its few pairs more, and its correlations would be too large: left out.
+        # A short last batch is left out: its few pairs would weigh more, and its correlations would be too large.
         return iter(order[: len(self) * self.batch_size].split(self.batch_size))
 
 
 def stream(seed: int, number: int) -> int:
-    """The seed of an epoch or a step: what is drawn in it depends on nothing that was drawn before."""
+    """The seed of an epoch or a step, so that its random numbers do not depend on earlier ones."""
     return seed * 1_000_003 + number
 
 
 class RunModule(pl.LightningModule):
-    """What trainings have in common: batches and random numbers by epoch, a history, a figure that chooses the best
-    epoch. The heirs do the steps, and report every epoch to :meth:`finish_epoch`.
+    """What all trainings share: batches and random numbers by epoch, a history, a metric that selects the best epoch.
+
+    Subclasses implement the training step and call `finish_epoch` at the end of every epoch. The class methods are what
+    `train` needs to know about a model; most have nothing to do by default.
     """
 
-    model: Model
+    NAME: ClassVar[str]
+    model: ACMR | DCCA
+    config: TrainingConfig
 
-    def __init__(self, data: PairData, seed: int, batch_size: int, monitor: str, on_epoch: OnEpoch) -> None:
+    def __init__(self, model: ACMR | DCCA, data: PairData, config: TrainingConfig) -> None:
         super().__init__()
-        self.data = data
-        self.seed, self.monitor, self.on_epoch = seed, monitor, on_epoch
+        self.model, self.data, self.config = model, data, config
+        self.on_epoch: Callable[[Row], None] = lambda row: None
         self.history: list[Row] = []
-        self.sampler = EpochSampler(len(data.train), batch_size, seed)
+        self.sampler = EpochSampler(len(data.train), config.batch_size, config.seed)
+
+    @classmethod
+    @abstractmethod
+    def describe(cls, config: Any, data: PairData) -> dict[str, Any]:
+        """What `config.json` says about the model besides its options. UserError if the data do not suit it."""
+
+    @classmethod
+    def notes(cls, config: Any, data: PairData) -> list[str]:
+        """Lines for the user before the training."""
+        return []
+
+    @classmethod
+    def prepare(cls, model: Any, data: PairData) -> None:
+        """Prepares an initial model for the data."""
+
+    @classmethod
+    def complete(cls, model: Any, data: PairData) -> None:
+        """Completes a model that has its trained weights."""
+
+    @classmethod
+    def snapshot(cls, model: Any, data: PairData) -> Any:
+        """What `draw` needs of the model, before and after the training."""
+
+    @classmethod
+    @abstractmethod
+    def draw(cls, run: RunDirectory, history: list[Row], monitor: str, before: Any, after: Any, data: PairData) -> None:
+        """Draws the pictures of a finished run."""
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return DataLoader(self.data.train, sampler=self.sampler, batch_size=None)  # a batch costs one indexing
+        return DataLoader(self.data.train, sampler=self.sampler, batch_size=None)  # one indexing per batch
 
     def on_train_epoch_start(self) -> None:
         self.started = time.perf_counter()
 
-    # Retrieval needs the whole gallery at once, so validation is no loop of batches but part of the epoch's end.
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.config.gradient_clip:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip)
+
+    # Retrieval needs the whole gallery at once, so validation is part of the end of an epoch, not a loop of batches.
     def finish_epoch(self, **losses: float) -> None:
-        """Retrieves the validation split, and logs its figures after the losses."""
+        """Evaluates on the validation split, and appends the losses and the metrics to the history."""
         self.require_finite(losses)
         result = evaluate(self.model, self.data.validation)
-        self.log("monitor", result["mean"][self.monitor])
+        self.log("monitor", result["mean"][self.config.monitor])
         optimizers = self.optimizers()
         optimizer = optimizers[0] if isinstance(optimizers, list) else optimizers
         row = {
@@ -90,7 +125,7 @@ class RunModule(pl.LightningModule):
         self.on_epoch(row)
 
     def require_finite(self, losses: dict[str, float]) -> None:
-        """Ends a training that has diverged."""
+        """Raises UserError if the training has diverged."""
         for name, value in losses.items():
             if not math.isfinite(value):
                 epoch = self.current_epoch + 1
@@ -106,59 +141,28 @@ class RunModule(pl.LightningModule):
         self.sampler.set_epoch(len(self.history))  # Lightning sets it for later epochs, but not for the first
 
 
-class DCCAModule(RunModule):
-    """Trains a DCCA; after every epoch it fits the CCA to some training pairs and retrieves the validation split."""
-
-    def __init__(self, model: DCCA, data: PairData, config: DCCAConfig, on_epoch: OnEpoch) -> None:
-        super().__init__(data, config.seed, config.batch_size, config.monitor, on_epoch)
-        self.model: DCCA = model
-        self.config = config
-        self.losses: list[Tensor] = []
-        # The CCA of each epoch sees a fixed part of the training pairs: many more than it has dimensions suffice.
-        rows = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(config.seed))
-        self.sample = data.train.subset(rows[: max(4096, 16 * config.output_dim)])
-
-    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        torch.manual_seed(stream(self.config.seed, self.global_step))  # dropout and augmentation
-        image = augment(batch["image"]) if self.config.augment and batch["image"].ndim == 4 else batch["image"]
-        if self.config.chunk_size:
-            views = image, batch["text"]
-            loss = large_batch_loss(self.model, views, self.model.objective, chunk_size=self.config.chunk_size)
-        else:
-            loss = self.model.loss(image, batch["text"])
-        self.losses.append(loss.detach())
-        return loss
-
-    def on_train_epoch_end(self) -> None:
-        losses = {"loss": torch.stack(self.losses).mean().item()}
-        self.losses.clear()
-        self.require_finite(losses)  # before a CCA of what is no number
-        self.model.fit_cca(self.sample.image, self.sample.text)
-        self.finish_epoch(**losses)
-
-    def configure_optimizers(self) -> Any:
-        # Biases and norms are not decayed.
-        decayed = [p for p in self.model.parameters() if p.ndim > 1]
-        others = [p for p in self.model.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": self.config.weight_decay}, {"params": others, "weight_decay": 0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle((step + 1) / (steps + 1)))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+def adamw(parameters: Iterable[nn.Parameter], config: TrainingConfig, beta1: float = 0.9) -> torch.optim.AdamW:
+    """AdamW that does not decay biases and norms."""
+    parameters = list(parameters)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(beta1, 0.999))
 
 
 def one_cycle(progress: float, warmup: float = 0.2) -> float:
-    """The factor of the learning rate: a linear rise, then half a cosine down to zero (Smith & Topin 2019)."""
+    """Factor of the learning rate: a linear warmup, then half a cosine down to zero (Smith & Topin 2019)."""
     if progress < warmup:
         return progress / warmup
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
 class RunCheckpoint(Checkpoint):
-    """``last.ckpt`` before the first epoch and after each, and ``best.ckpt``, for a run directory.
+    """Writes `last.ckpt` before the first epoch and after each, and `best.ckpt`, into a run directory.
 
-    Every checkpoint is the end of an epoch, and all that is random depends on the number of the epoch and the step: so
-    a resumed run does exactly what an uninterrupted one does. An interrupted epoch is repeated.
+    Every checkpoint is the end of an epoch, and random numbers depend only on the numbers of epoch and step. So a
+    resumed run does exactly what an uninterrupted one does; an interrupted epoch is repeated.
     """
 
     def __init__(self, run: RunDirectory) -> None:
@@ -196,7 +200,7 @@ class RunCheckpoint(Checkpoint):
 
 
 class StepCallback(Callback):
-    """Tells somebody about every training step."""
+    """Calls `on_step(step, loss)` after every training step."""
 
     def __init__(self, on_step: Callable[[int, float], None]) -> None:
         self.on_step = on_step

@@ -1,4 +1,4 @@
-"""Linear CCA with its parameters chosen on the validation split."""
+"""Linear CCA with its parameters selected on the validation split."""
 
 from __future__ import annotations
 
@@ -10,20 +10,30 @@ from typing import Any
 from .. import retrieval
 from ..data import PairData
 from ..models import LinearCCA
+from ..options import COMPONENTS, POWERS, RIDGES, LinearCCAConfig
 from .evaluation import embed, finish
 from .run import RunDirectory
 
-RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-COMPONENTS = (2, 3, 5, 7, 10, 20, 50, 100, 200, 500)
-POWERS = (0.0, 1.0, 2.0, 4.0)
 
+def select_linear_cca(
+    data: PairData,
+    monitor: str,
+    ridges: Sequence[float] = RIDGES,
+    refit: bool = False,
+    components: Sequence[int] = COMPONENTS,
+    powers: Sequence[float] = POWERS,
+) -> LinearCCA:
+    """The linear CCA of the training split whose ridge, components and power score best on the validation split.
 
-def select_linear_cca(data: PairData, monitor: str, ridges: Sequence[float] = RIDGES, refit: bool = False) -> LinearCCA:
-    """The linear CCA of the training split whose ridge, components and power serve the validation split best.
+    The covariances are accumulated once, with one decomposition per ridge.
 
-    ``ridges`` are relative to the mean variances, ``monitor`` names a figure of retrieval.evaluate. The covariances
-    are accumulated once, and one decomposition is done for each ridge. With ``refit``, the validation pairs join the
-    training pairs once all is chosen.
+    Args:
+        data: the pairs.
+        monitor: a metric of `retrieval.evaluate`.
+        ridges: candidates, relative to the mean variances.
+        refit: add the validation pairs to the training pairs once the parameters are selected.
+        components: candidate numbers of components, besides all of them.
+        powers: candidate exponents of the correlations that weight the components.
     """
     train, validation = data.train, data.validation
     labels = validation.labels if monitor.startswith("map") else None
@@ -33,8 +43,8 @@ def select_linear_cca(data: PairData, monitor: str, ridges: Sequence[float] = RI
         model.set_params(ridge=ridge, power=0.0, n_components=None)
         image, text = embed(model, validation)
         correlations = model.correlations_
-        sizes = [k for k in COMPONENTS if k < len(correlations)] + [len(correlations)]
-        for k, power in product(sizes, POWERS):
+        sizes = [k for k in components if k < len(correlations)] + [len(correlations)]
+        for k, power in product(sizes, powers):
             weights = correlations[:k] ** power
             scores = retrieval.evaluate(image[:, :k] * weights, text[:, :k] * weights, labels)
             if scores["mean"][monitor] > best[0]:
@@ -45,12 +55,25 @@ def select_linear_cca(data: PairData, monitor: str, ridges: Sequence[float] = RI
 
 
 def train_linear_cca(
-    data: PairData, output: str | Path, *, monitor: str = "recall@10", source: Mapping[str, Any] | None = None
+    data: PairData,
+    output: str | Path,
+    *,
+    source: Mapping[str, Any] | None = None,
+    pictures: bool = True,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Selects a linear CCA and leaves a run directory; returns the figures on the test split."""
+    """Selects a linear CCA and leaves a run directory; returns the metrics on the test split.
+
+    Args:
+        data: the pairs.
+        output: the run directory.
+        source: where the data come from, for `config.json`.
+        pictures: draw retrieved items.
+        options: the fields of `xmodal_ops.options.LinearCCAConfig`.
+    """
+    config = LinearCCAConfig(**options)
     run = RunDirectory(output)
-    run.prepare()
-    run.clear()
-    model = select_linear_cca(data, monitor)
-    run.describe("linear_cca", data, source, {"monitor": monitor, **model.get_params()})
-    return finish(run, "linear_cca", model, data)
+    run.begin(data)
+    model = select_linear_cca(data, **vars(config))
+    run.describe("linear_cca", data, source, config.to_dict(), selected=model.get_params())
+    return finish(run, "linear_cca", model, data, pictures)

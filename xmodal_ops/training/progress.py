@@ -1,4 +1,4 @@
-"""How a training shows itself: a bar on a terminal, a line per epoch elsewhere."""
+"""Progress of a training: a bar on a terminal, a line per epoch elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 
 class TrainingProgress:
-    """A context manager; ``step`` and ``epoch`` report what is done."""
+    """A context manager. Call `step` after every step and `epoch` after every epoch."""
 
     def __init__(self, console: Console, epochs: int, steps: int, monitor: str) -> None:
         self.console, self.epochs, self.steps, self.monitor = console, epochs, steps, monitor
@@ -33,11 +33,11 @@ class TrainingProgress:
         self.bar.update(self.task, completed=step, epoch=epoch, loss=f"{loss:.2f}")
 
     def epoch(self, row: dict[str, float]) -> None:
-        figure = row[f"validation {self.monitor}"]
-        self.bar.update(self.task, validation=f"validation {self.monitor} {figure:.3f}")
+        score = row[f"validation {self.monitor}"]
+        self.bar.update(self.task, validation=f"validation {self.monitor} {score:.3f}")
         if not self.console.is_terminal:
             self.console.print(
                 f"epoch {row['epoch']:.0f}/{self.epochs}  loss {row['loss']:.2f}  "
-                f"validation {self.monitor} {figure:.3f}  {row['seconds']:.1f} s",
+                f"validation {self.monitor} {score:.3f}  {row['seconds']:.1f} s",
                 highlight=False,
             )

@@ -1,4 +1,4 @@
-"""Run directories: where a training keeps its configuration, checkpoints, figures and pictures."""
+"""Run directories: configuration, checkpoints, metrics and pictures of a training."""
 
 from __future__ import annotations
 
@@ -12,18 +12,15 @@ import torch
 
 from .._version import __version__
 from ..data import PairData
-
-
-class UserError(ValueError):
-    """Something that the user can put right: a directory, a device, an option. The message is one line."""
+from ..errors import UserError
 
 
 class RunDirectory:
     """The files of one training.
 
-    ``config.json`` says how to build it all anew, ``last.ckpt`` is the end of the last finished epoch, ``best.ckpt``
-    that of the best one on the validation split, ``model.pt`` the finished model; then ``history.csv``,
-    ``metrics.json``, ``loss.png``, ``retrieval.png`` and, of ACMR, ``space.png``.
+    `config.json` describes data, model and options; `last.ckpt` is the end of the last finished epoch, `best.ckpt` that
+    of the best one on the validation split; `model.pt` is the finished model. The rest is for people: `history.csv`,
+    `metrics.json`, `loss.png`, `retrieval.png` and, for ACMR, `space.png`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -40,11 +37,11 @@ class RunDirectory:
 
     @property
     def refit(self) -> RunDirectory:
-        """Of the second training, on training and validation pairs, where there is one."""
+        """The directory of the second training, on training + validation pairs."""
         return RunDirectory(self.path / "refit")
 
     def prepare(self) -> None:
-        """Makes the directory and proves that it can be written, before any work is spent."""
+        """Makes the directory. UserError if it cannot be written, before time is spent on anything else."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
@@ -53,10 +50,20 @@ class RunDirectory:
             raise UserError(f"cannot write to the output directory {self.path}: {error.strerror or error}") from None
 
     def clear(self) -> None:
-        """Removes an earlier run's files, and nothing else."""
+        """Removes the files of an earlier run, and nothing else."""
         for file in vars(self).values():
             if file != self.path:
                 file.unlink(missing_ok=True)
+
+    def begin(self, data: PairData, resume: bool = False) -> None:
+        """Prepares the directory for a new run, or checks that its run can be resumed with these data."""
+        self.prepare()
+        if not resume:
+            self.clear()
+            return
+        if not self.last.exists():
+            raise UserError(f"{self.path} holds no checkpoint to resume from")
+        check_shapes(self.read_config(), data)
 
     def write(self, file: Path, content: Any) -> None:
         """Writes JSON."""
@@ -65,20 +72,20 @@ class RunDirectory:
     def describe(
         self, model: str, data: PairData, source: Mapping[str, Any] | None, options: Mapping[str, Any], **rest: Any
     ) -> None:
-        """Writes ``config.json``. ``source`` says where the data come from, in the words of the command line."""
+        """Writes `config.json`. `source` says where the data come from, as options of the command line."""
         source = dict(source or {"data": data.name})
         head = {"model": model, "version": __version__, "data": source, "shapes": shapes(data)}
         self.write(self.config, {**head, "options": dict(options), **rest})
 
     def read_metrics(self) -> dict[str, Any]:
-        """What ``metrics.json`` holds, by model."""
+        """The content of `metrics.json`: metrics by model."""
         try:
             return dict(json.loads(self.metrics.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {self.metrics}: {error}") from None
 
     def read_config(self) -> dict[str, Any]:
-        """What ``config.json`` holds."""
+        """The content of `config.json`."""
         try:
             config = json.loads(self.config.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -91,19 +98,19 @@ class RunDirectory:
 
 
 def shapes(data: PairData) -> dict[str, list[int]]:
-    """The shape of one item of either view."""
+    """The shape of one item of each view."""
     return {"image": list(data.train.image.shape[1:]), "text": list(data.train.text.shape[1:])}
 
 
 def check_shapes(config: Mapping[str, Any], data: PairData) -> None:
-    """Refuses data that the model of a run cannot take."""
+    """Raises UserError for data whose shapes do not suit the model of a run."""
     for view, shape in shapes(data).items():
         if config["shapes"][view] != shape:
             raise UserError(f"{view} must have items of shape {config['shapes'][view]} for this run, got {shape}")
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name: auto, cpu, cuda, cuda:N, mps."""
+    """The device named auto, cpu, cuda, cuda:N or mps. UserError if it is not available."""
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return accelerator or torch.device("cpu")
