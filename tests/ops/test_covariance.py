@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import relative, views
-from xmodal_ops import covariance
+from xmodal_ops import Covariance, covariance
 from xmodal_ops.ops.portable import covariance as reference
 from xmodal_ops.ops.portable.covariance import gram
 
@@ -63,9 +63,7 @@ def test_native_and_portable_agree(m, dx, dy, dtype):
         grads = [torch.randn_like(t) for t in single]
         gx, gy = torch.ops.xmodal.covariance_backward(x, second, *grads)
         wider = (None if second is None and t.numel() == 0 else t.double() for t in grads)
-        bx, by = reference.covariance_backward(
-            x.double(), None if second is None else y.double(), reference.Covariance(*wider)
-        )
+        bx, by = reference.covariance_backward(x.double(), None if second is None else y.double(), Covariance(*wider))
         assert relative(gx, bx) < tolerance
         assert gy.numel() == 0 if by is None else relative(gy, by) < tolerance
 
@@ -90,6 +88,7 @@ def test_threads_share_the_work():
 def test_every_instruction_set(instructions):
     program = """
 import torch, xmodal_ops
+from xmodal_ops import Covariance
 from xmodal_ops.ops.portable import covariance as reference
 torch.manual_seed(0)
 x, y = torch.randn(300, 45, dtype=torch.float64), torch.randn(300, 21, dtype=torch.float64)
@@ -98,7 +97,7 @@ for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 2e-6)):
     native = torch.ops.xmodal.covariance(x.to(dtype), y.to(dtype), 0.0, 0.0)
     assert all(map(near, native, reference.covariance(x, y, 0.0, 0.0)))
     grads = torch.ops.xmodal.covariance_backward(x.to(dtype), y.to(dtype), *native)
-    exact = reference.covariance_backward(x, y, reference.Covariance(*(t.double() for t in native)))
+    exact = reference.covariance_backward(x, y, Covariance(*(t.double() for t in native)))
     assert all(map(near, grads, exact))
 print(xmodal_ops._C.instruction_set())
 """

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import _checks
+from .._dtypes import dtype_name
 from ..nn.gradient_reversal import gradient_reversal
 from ..ops.structure_preserving import structure_preserving_loss
 from .branches import build
@@ -206,7 +207,7 @@ class ACMR(nn.Module):
             raise ValueError(f"labels must be {want}: ACMR learns from labels, got none")
         dtype, shape = (torch.bool, (rows, classes)) if several else (torch.int64, (rows,))
         if labels.dtype != dtype or labels.shape != shape:
-            raise ValueError(f"labels must be {want}, got {str(labels.dtype)[6:]} {tuple(labels.shape)}")
+            raise ValueError(f"labels must be {want}, got {dtype_name(labels.dtype)} {tuple(labels.shape)}")
 
     def probabilities(self, projection: Tensor) -> Tensor:
         """What the label predictor makes of projections (m, dim): (m, C)."""

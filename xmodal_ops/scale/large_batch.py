@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
+from .._dtypes import accumulation_dtype
 from ..nn import TraceNormLoss
-from ..ops.portable.covariance import accumulation_type
 from . import collective
 from .streamed_trace_norm import StreamedTraceNorm
 from .trace_norm import TraceNormLoss as GlobalTraceNormLoss
@@ -119,7 +119,7 @@ class _Kept:
     def update(self, *outputs: Tensor) -> None:
         if not self.filled:
             # Half outputs go on in fp32: gradients of means over many rows would vanish in fp16.
-            self.outputs = [x.new_empty(self.rows, *x.shape[1:], dtype=accumulation_type(x.dtype)) for x in outputs]
+            self.outputs = [x.new_empty(self.rows, *x.shape[1:], dtype=accumulation_dtype(x.dtype)) for x in outputs]
         stop = self.filled + len(outputs[0])
         for whole, x in zip(self.outputs, outputs):
             whole[self.filled : stop] = x

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import _checks
+from .._dtypes import accumulation_dtype
 from ..ops import Covariance, covariance
-from ..ops.portable.covariance import accumulation_type, ridged
+from ..ops.portable.covariance import ridged
 from . import collective
 
 # Rows whose products are summed in the chunk's own precision; fp64 takes over from there.
@@ -70,7 +71,7 @@ class MomentAccumulator:
             if x.dtype != self.input_dtype:
                 raise TypeError(f"x must be {_name(self.input_dtype)} like the chunks before, got {_name(x.dtype)}")
         self.input_dtype = x.dtype
-        wide = self.dtype or accumulation_type(x.dtype)
+        wide = self.dtype or accumulation_dtype(x.dtype)
         for a, b in zip(x.split(_ROWS), y.split(_ROWS)):
             self._add(a.to(wide), b.to(wide))
 

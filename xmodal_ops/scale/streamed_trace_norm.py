@@ -9,9 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import _checks
-from ..ops._library import full_precision
-from ..ops.portable.covariance import accumulation_type
-from ..ops.portable.trace_norm import _TOLERANCE, adjoints
+from .._dtypes import accumulation_dtype, full_precision
+from ..ops.portable.trace_norm import FP32_TOLERANCE, adjoints
 from . import collective
 from .moments import MomentAccumulator
 
@@ -48,15 +47,15 @@ class StreamedTraceNorm:
             # Where the covariances are ill conditioned, the two terms of a gradient all but cancel, as they do for
             # m <= d: the products are then done in fp64 too, by the rule that trace_norm_loss has.
             condition = max(_condition(s.xx), _condition(s.yy)) if moments.count > max(dx, dy) else float("inf")
-        precise = not torch.finfo(torch.float32).eps * condition < _TOLERANCE
+        precise = not torch.finfo(torch.float32).eps * condition < FP32_TOLERANCE
         self.input_dtype = moments.input_dtype
-        self.wide = torch.float64 if precise else accumulation_type(self.input_dtype)
+        self.wide = torch.float64 if precise else accumulation_dtype(self.input_dtype)
         scale = -1 / (moments.count - 1)
         self.xx, self.xy, self.yy = (
             (g * f).to(self.wide) for g, f in ((a.xx, 2 * scale), (a.xy, scale), (a.yy, 2 * scale))
         )
         self.means = s.mean_x, s.mean_y
-        return -a.sigma[:k].sum().to(accumulation_type(self.input_dtype))
+        return -a.sigma[:k].sum().to(accumulation_dtype(self.input_dtype))
 
     @torch.no_grad()
     def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,7 +64,7 @@ class StreamedTraceNorm:
             xc, yc = (self._centred(v, mean) for v, mean in zip((x, y), self.means))
             gx = torch.addmm(xc @ self.xx, yc, self.xy.mT)
             gy = torch.addmm(yc @ self.yy, xc, self.xy)
-        narrow = accumulation_type(x.dtype)
+        narrow = accumulation_dtype(x.dtype)
         return gx.to(narrow), gy.to(narrow)
 
     def _centred(self, x: Tensor, mean: Tensor) -> Tensor:
