@@ -6,6 +6,7 @@ states both: the schema has its arguments, with every NamedTuple replaced by the
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -59,12 +60,15 @@ class _Signature:
         return [next(values) if g is None else g[0](*islice(values, g[1])) for g in self.groups]
 
 
+_signature = functools.cache(_Signature)
+
+
 def flattened(function: Callable[..., Any], like: Callable[..., Any] | None = None) -> Callable[..., Any]:
     """The function with the flat arguments of the op, as its own signature (or that of `like`) states them.
 
     Results become contiguous: compiled graphs rely on the strides that the fake announced.
     """
-    signature = _Signature(like or function)
+    signature = _signature(like or function)
 
     def wrapped(*args: Any) -> Any:
         result = function(*signature.group(args))
@@ -88,7 +92,7 @@ def _anywhere(portable: Callable[..., Any]) -> Callable[..., Any]:
 
 def define(name: str, portable: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Declares an op, with its portable torch implementation (every device) and its shape function."""
-    LIBRARY.define(_Signature(portable).schema(name), tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.define(_signature(portable).schema(name), tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, _anywhere(flattened(portable)), "CompositeExplicitAutograd")
     torch.library.register_fake(f"xmodal::{name}", flattened(fake, like=portable), lib=LIBRARY)
     _PORTABLE[name] = portable
@@ -98,16 +102,16 @@ def define(name: str, portable: Callable[..., Any], fake: Callable[..., Any]) ->
 def implement(name: str, key: str, path: str) -> Callable[[Implementation], Implementation]:
     """Registers the decorated function as the implementation of an op for "CPU" or "CUDA", described by `path`.
 
-    A binary without kernels leaves CUDA to the portable path; with them, so does a device that cannot run them, which
-    is found out at the first call: importing the package looks at no device.
+    Without kernels in the binary, CUDA keeps the portable path. A device that cannot run them takes it, too; the first
+    call finds that out, as importing the package looks at no device.
     """
 
     def register(function: Implementation) -> Implementation:
+        if key == "CUDA" and not _C.with_cuda:
+            return function
         portable = _PORTABLE[name]
         implementation = flattened(function, like=portable)
         if key == "CUDA":
-            if not _C.with_cuda:
-                return function
             from .cuda.driver import with_fallback
 
             implementation = with_fallback(implementation, flattened(portable))
