@@ -1,4 +1,4 @@
-"""Argument checks of the public functions: one line that names the argument, what came and what is needed."""
+"""Argument checks of the public functions. Messages are one line: the argument, what it must be, and what it is."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+from ._dtypes import FLOATS, dtype_name
 
 
 def matrix(name: str, x: Tensor, min_rows: int = 2, batched: bool = False) -> None:
-    """Refuses what is not a floating (m, d) matrix with m >= min_rows and d >= 1, or, if allowed, a batch of such."""
+    """Requires a floating-point (m, d) matrix with m >= min_rows and d >= 1 or, if allowed, a batch (B, m, d)."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     if x.ndim != 2 and not (batched and x.ndim == 3):
         raise ValueError(f"{name} must have shape (m, d){' or (B, m, d)' * batched}, got {tuple(x.shape)}")
     if x.dtype not in FLOATS:
-        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {str(x.dtype)[6:]}")
+        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {dtype_name(x.dtype)}")
     if x.ndim == 3 and x.shape[0] < 1:
         raise ValueError(f"{name} must hold at least one problem, got shape {tuple(x.shape)}")
     if x.shape[-2] < min_rows:
@@ -27,15 +27,17 @@ def matrix(name: str, x: Tensor, min_rows: int = 2, batched: bool = False) -> No
 
 
 def same_kind(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
-    """Refuses a tensor on another device or of another dtype than its partner."""
+    """Requires the device and the dtype of the other tensor."""
     if x.device != other.device:
         raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {x.device}")
     if x.dtype != other.dtype:
-        raise TypeError(f"{name} must have the dtype of {other_name}, {str(other.dtype)[6:]}, got {str(x.dtype)[6:]}")
+        raise TypeError(
+            f"{name} must have the dtype of {other_name}, {dtype_name(other.dtype)}, got {dtype_name(x.dtype)}"
+        )
 
 
 def pair(x: Tensor, y: Tensor, min_rows: int = 2, names: tuple[str, str] = ("x", "y"), batched: bool = False) -> None:
-    """Refuses two views that are not matrices (or, if allowed, batches) of one kind with the same number of rows."""
+    """Requires two matrices (or, if allowed, batches) of the same device, dtype and number of rows."""
     matrix(names[0], x, min_rows, batched)
     matrix(names[1], y, min_rows, batched)
     same_kind(names[1], y, names[0], x)
@@ -46,7 +48,7 @@ def pair(x: Tensor, y: Tensor, min_rows: int = 2, names: tuple[str, str] = ("x",
 
 
 def ridges(ridge: float | Sequence[float]) -> tuple[float, float]:
-    """The ridge of either view, from a scalar or a pair."""
+    """The ridges of both views, from a scalar or a pair."""
     values = tuple(ridge) if isinstance(ridge, Sequence) else (ridge, ridge)
     if len(values) != 2:
         raise ValueError(f"ridge must be a number or a pair (rx, ry), got {len(values)} numbers")
@@ -57,7 +59,7 @@ def ridges(ridge: float | Sequence[float]) -> tuple[float, float]:
 
 
 def leading(top_k: int | None, dx: int, dy: int) -> int:
-    """The number of canonical pairs that count, min(dx, dy) unless told otherwise."""
+    """The number of canonical pairs that count; by default min(dx, dy)."""
     if top_k is None:
         return min(dx, dy)
     if isinstance(top_k, bool) or not isinstance(top_k, int):
@@ -68,14 +70,14 @@ def leading(top_k: int | None, dx: int, dy: int) -> int:
 
 
 def labels(name: str, values: Tensor, rows_name: str, rows: Tensor) -> None:
-    """Refuses what is not (m,) int64, (m, C) bool or (m, words) int64 labels of the m rows."""
+    """Requires (m,) int64, (m, C) bool or (m, words) int64 labels for the m rows."""
     if not isinstance(values, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(values).__name__}")
     kinds = "int64 of shape (m,), bool of shape (m, C) or packed int64 words of shape (m, words)"
     if values.dtype not in (torch.int64, torch.bool):
-        raise TypeError(f"{name} must be {kinds}, got {str(values.dtype)[6:]}")
+        raise TypeError(f"{name} must be {kinds}, got {dtype_name(values.dtype)}")
     if values.ndim not in ((2,) if values.dtype == torch.bool else (1, 2)) or 0 in values.shape[1:]:
-        raise ValueError(f"{name} must be {kinds}, got {str(values.dtype)[6:]} of shape {tuple(values.shape)}")
+        raise ValueError(f"{name} must be {kinds}, got {dtype_name(values.dtype)} of shape {tuple(values.shape)}")
     if values.shape[0] != rows.shape[0]:
         raise ValueError(f"{name} must have one entry per row of {rows_name}, {rows.shape[0]}, got {values.shape[0]}")
     if values.device != rows.device:
@@ -83,22 +85,22 @@ def labels(name: str, values: Tensor, rows_name: str, rows: Tensor) -> None:
 
 
 def same_labels(name: str, values: Tensor, other_name: str, other: Tensor) -> None:
-    """Refuses labels of another kind, or another number of classes, than their partner's."""
+    """Requires labels of the same form and number of classes as the other ones."""
     if values.dtype != other.dtype or values.shape[1:] != other.shape[1:]:
         raise ValueError(
-            f"{name} must be of the kind of {other_name}, {str(other.dtype)[6:]} {tuple(other.shape)}, "
-            f"got {str(values.dtype)[6:]} {tuple(values.shape)}"
+            f"{name} must be of the kind of {other_name}, {dtype_name(other.dtype)} {tuple(other.shape)}, "
+            f"got {dtype_name(values.dtype)} {tuple(values.shape)}"
         )
 
 
 def same_width(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
-    """Refuses embeddings of another dimension than their partner's."""
+    """Requires the same number of columns."""
     if x.shape[1] != other.shape[1]:
         raise ValueError(f"{name} must have as many columns as {other_name}, {other.shape[1]}, got {x.shape[1]}")
 
 
 def non_negative(name: str, value: float) -> float:
-    """Refuses a negative number, infinity or NaN."""
+    """Requires a finite number >= 0, and returns it as a float."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not 0 <= value < float("inf"):
@@ -107,14 +109,14 @@ def non_negative(name: str, value: float) -> float:
 
 
 def choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuses a word that is not among the choices."""
+    """Requires one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def nonfinite_row(x: Tensor) -> int | None:
-    """The first row that holds NaN or infinity, if any. Reads the device."""
-    if x.sum().isfinite():  # NaN and infinity survive a sum: one pass, no temporaries
+    """The index of the first row with NaN or infinity, if any. Waits for the device."""
+    if x.sum().isfinite():  # NaN and infinity propagate through a sum: one pass, no temporaries
         return None
     rows = x.flatten(1).isfinite().all(1).logical_not().nonzero()
     return int(rows[0]) if len(rows) else None

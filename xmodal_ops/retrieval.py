@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from . import _checks
+from ._dtypes import dtype_name, widest_dtype
 from .data.stream import PairStream
 
 SIMILARITIES = ("cosine", "dot", "euclidean")
@@ -291,7 +292,7 @@ def _metrics(
 
 def _similarities(query: Tensor, gallery: Tensor, similarity: str) -> Tensor:
     """float32 (q, n). Rounding from float64 makes equal items tie, however the product is blocked."""
-    wide = torch.float32 if query.device.type == "mps" else torch.float64
+    wide = widest_dtype(query.device)
     q = query.to(wide)
     out = torch.empty(len(query), len(gallery), dtype=torch.float32, device=query.device)
     for start in range(0, len(gallery), _TILE):
@@ -379,7 +380,7 @@ def _embeddings(x: Array, y: Array, x_name: str, y_name: str, similarity: str) -
 def _rows(queries: Array, image: Tensor) -> Tensor:
     rows = torch.as_tensor(queries, device=image.device)
     if rows.ndim != 1 or not len(rows) or rows.dtype != torch.int64:
-        raise ValueError(f"queries must be int64 (q,) with q >= 1, got {str(rows.dtype)[6:]} {tuple(rows.shape)}")
+        raise ValueError(f"queries must be int64 (q,) with q >= 1, got {dtype_name(rows.dtype)} {tuple(rows.shape)}")
     outside = (rows < 0) | (rows >= len(image))
     if outside.any():
         raise ValueError(f"queries must lie in 0..{len(image) - 1}, got {int(rows[outside][0])}")
@@ -389,7 +390,7 @@ def _rows(queries: Array, image: Tensor) -> Tensor:
 def _labels(labels: Array, image: Tensor) -> Tensor:
     labels = torch.as_tensor(labels, device=image.device)
     if (labels.ndim, labels.dtype) not in ((1, torch.int64), (2, torch.bool)):
-        got = f"{str(labels.dtype)[6:]} {tuple(labels.shape)}"
+        got = f"{dtype_name(labels.dtype)} {tuple(labels.shape)}"
         raise ValueError(f"labels must be int64 (n,) or bool (n, C), got {got}")
     if len(labels) != len(image):
         raise ValueError(f"labels must have as many rows as image, {len(image)}, got {len(labels)}")

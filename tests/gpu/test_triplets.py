@@ -13,7 +13,8 @@ from tests.helpers import captured
 from tests.ops.triplet_data import Batch, batch, labels
 from xmodal_ops import max_violation_loss, mine_triplets, structure_preserving_loss, triplet_margin_loss
 from xmodal_ops.ops.cuda import driver
-from xmodal_ops.ops.portable import triplets as reference
+from xmodal_ops.ops.portable.structure_preserving import StructurePreserving, label_weights
+from xmodal_ops.ops.types import LabelledSets
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 pytestmark = pytest.mark.gpu
@@ -177,13 +178,13 @@ def test_gradcheck_of_the_kernels() -> None:
 
 def test_opcheck() -> None:
     data = on_device(batch(20, 30, 6, 3, dtype=F32))
-    weights = reference.structure_weights(*reference.count_pairs(*data[2:]), 0.3, True)
+    weights = label_weights(LabelledSets(*data), StructurePreserving(3.0, 0.3, "mean"))
     ops, check = torch.ops.xmodal, torch.library.opcheck
     for needs in ((True, True), (False, True), (False, False)):
-        check(ops.structure_preserving.default, (*data, 3.0, 0.3, True, *needs))
+        check(ops.structure_preserving.default, (*data, 3.0, 0.3, "mean", *needs))
         check(ops.weighted_structure_preserving.default, (*data, *weights, 3.0, *needs))
         check(ops.triplet_margin.default, (*data, None, 0.2, "semihard", False, *needs))
-    check(ops.mine_triplets.default, (*data, "hard", "random", False, 0.0, torch.tensor(3), False))
+    check(ops.mine_triplets.default, (*data, "hard", "random", "chosen_positive", 0.0, False, torch.tensor(3)))
 
 
 @pytest.mark.parametrize("loss", ["structure", "all"])

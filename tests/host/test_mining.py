@@ -5,24 +5,25 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.ops.test_mining import RULES, brute_force
+from tests.ops.test_mining import HARD, PATHS, RULES, brute_force
 from tests.ops.triplet_data import batch, labels
+from xmodal_ops._dtypes import accumulation_dtype
+from xmodal_ops.ops._library import flattened
 from xmodal_ops.ops.cuda import mining as cuda_mining
-from xmodal_ops.ops.portable import triplets as reference
 
 pytestmark = pytest.mark.usefixtures("emulated", "schedule")
 
 
 def check(data, exclude: bool = False, rules=RULES) -> None:
-    for positive, negative, beyond in rules:
+    for positive, negative, semihard in rules:
         seed = torch.tensor(3)
-        p, n, d_ap, d_an, n_pos, n_neg = cuda_mining.mine_triplets(
-            *data, positive, negative, beyond, 0.5, seed, exclude
+        p, n, d_ap, d_an, n_pos, n_neg = flattened(cuda_mining.mine_triplets)(
+            *data, positive, negative, semihard, 0.5, exclude, seed
         )
-        expected = brute_force(data, positive, negative, beyond, 0.5, exclude)
+        expected = brute_force(data, positive, negative, semihard, 0.5, exclude)
         assert p.tolist() == expected[0]
         if negative == "random":
-            chosen = reference.mine_triplets(*data, positive, negative, beyond, 0.5, seed, exclude)[1]
+            chosen = PATHS["torch"](*data, positive, negative, semihard, 0.5, exclude, seed)[1]
             assert n.tolist() == chosen.tolist()
         else:
             assert n.tolist() == expected[1]
@@ -30,7 +31,7 @@ def check(data, exclude: bool = False, rules=RULES) -> None:
         assert torch.equal(n_pos, same.sum(1))
         assert torch.equal(n_neg, other.sum(1))
         for index, distance in ((p, d_ap), (n, d_an)):
-            assert distance.dtype == reference.accumulation_dtype(data[0])
+            assert distance.dtype == accumulation_dtype(data[0].dtype)
             d = square.sqrt().gather(1, index.clamp(min=0)[:, None])[:, 0].where(index >= 0, 0.0)
             tolerance = 1e-14 if distance.dtype == torch.float64 else 1e-7
             torch.testing.assert_close(distance.double(), d, rtol=tolerance, atol=1e-300)
@@ -66,8 +67,8 @@ def test_tight_classes_at_an_offset() -> None:
 def test_rows_that_are_not_finite() -> None:
     anchor, ref, la, lr = batch(40, 50, 6, 3, dtype=torch.float32)
     anchor[3, 2], ref[5, 1], ref[6, 0] = torch.nan, torch.nan, torch.inf
-    arguments = anchor, ref, la, lr, "hard", "hard", False, 0.0, None, False
-    for found, expected in zip(cuda_mining.mine_triplets(*arguments), reference.mine_triplets(*arguments)):
+    arguments = anchor, ref, la, lr, *HARD, 0.0, False, None
+    for found, expected in zip(flattened(cuda_mining.mine_triplets)(*arguments), PATHS["torch"](*arguments)):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 

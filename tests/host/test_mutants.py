@@ -43,7 +43,8 @@ from tests.ops.triplet_data import batch
 from xmodal_ops.ops.cuda import driver
 from xmodal_ops.ops.cuda import mining as cuda_mining
 from xmodal_ops.ops.cuda import triplets as cuda_triplets
-from xmodal_ops.ops.portable import triplets
+from xmodal_ops.ops._library import flattened
+from xmodal_ops.ops.portable import mining, structure_preserving, triplet_margin
 
 driver.native = host = emulation.module(emulation.mutant(*sys.argv[1:]) if sys.argv[1:] else None)
 worst = 0.0
@@ -52,11 +53,11 @@ for seed in range(3):
     host.seed(seed)
     data = batch(70, 90, 33, 2)
     loss = *data, None, 0.7, "semihard", False, True, True
-    results = cuda_triplets.triplet_margin(*loss), triplets.triplet_margin(*loss)
-    loss = *data, 9.0, 0.3, True, True, True
-    results += cuda_triplets.structure_preserving(*loss), triplets.structure_preserving(*loss)
-    rule = *data, "hard", "random", False, 0.0, torch.tensor(1), False
-    results += cuda_mining.mine_triplets(*rule), triplets.mine_triplets(*rule)
+    results = [flattened(f.triplet_margin)(*loss) for f in (cuda_triplets, triplet_margin)]
+    loss = *data, 9.0, 0.3, "mean", True, True
+    results += [flattened(f.structure_preserving)(*loss) for f in (cuda_triplets, structure_preserving)]
+    rule = *data, "hard", "random", "chosen_positive", 0.0, False, torch.tensor(1)
+    results += [flattened(f.mine_triplets)(*rule) for f in (cuda_mining, mining)]
     errors = [relative(a, e) for pair in zip(results[::2], results[1::2]) for a, e in zip(*pair)]
     worst = max(worst, *(1.0 if e != e else e for e in errors))
 print(worst)

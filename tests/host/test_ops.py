@@ -14,6 +14,7 @@ from xmodal_ops.ops.cuda import trace_norm as cuda_trace_norm
 from xmodal_ops.ops.portable import covariance as covariance_reference
 from xmodal_ops.ops.portable import trace_norm as reference
 from xmodal_ops.ops.portable import whiten as whiten_reference
+from xmodal_ops.ops.types import Covariance
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 # Half gradients are rounded to their 8 or 11 bits.
@@ -356,7 +357,7 @@ def test_covariance_and_its_backward(dtype, shape):
             assert a.dtype == wide
             assert a.numel() == 0 if e is None else relative(a, e) < (1e-13 if dtype == F64 else 1e-6)
         grads = [torch.randn(a.shape, dtype=wide) for a in actual]
-        wanted = covariance_reference.Covariance(*(g.double() if g.numel() else None for g in grads))
+        wanted = Covariance(*(g.double() if g.numel() else None for g in grads))
         expected = covariance_reference.covariance_backward(x.double(), None if second is None else y.double(), wanted)
         actual = cuda_covariance.covariance_backward(x, second, *grads)
         for a, e in zip(actual, expected):

@@ -13,16 +13,19 @@ from tests.ops.test_structure_preserving import textbook as structure_textbook
 from tests.ops.test_triplet_margin import KINDS
 from tests.ops.test_triplet_margin import textbook as margin_textbook
 from tests.ops.triplet_data import SHAPES, Batch, batch, labels
+from xmodal_ops.ops._library import flattened
 from xmodal_ops.ops.cuda import triplets as cuda_triplets
-from xmodal_ops.ops.portable import triplets as reference
+from xmodal_ops.ops.portable.pairs import positives, relations
+from xmodal_ops.ops.portable.structure_preserving import structure_preserving
+from xmodal_ops.ops.portable.triplet_margin import triplet_margin
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 pytestmark = pytest.mark.usefixtures("emulated")
 Result = tuple[Tensor, ...]
 
 
-def structure(data: Batch, margin: float, needs: tuple[bool, bool] = (True, True), mean: bool = True) -> Result:
-    return cuda_triplets.structure_preserving(*data, margin, 0.3, mean, *needs)
+def structure(data: Batch, margin: float, needs: tuple[bool, bool] = (True, True), reduction: str = "mean") -> Result:
+    return flattened(cuda_triplets.structure_preserving)(*data, margin, 0.3, reduction, *needs)
 
 
 def margin_loss(
@@ -33,7 +36,7 @@ def margin_loss(
     exclude: bool = False,
     needs: tuple[bool, bool] = (True, True),
 ) -> Result:
-    return cuda_triplets.triplet_margin(*data, weight, margin, triplets, exclude, *needs)
+    return flattened(cuda_triplets.triplet_margin)(*data, weight, margin, triplets, exclude, *needs)
 
 
 LOSSES: dict[str, Callable[..., Result]] = {
@@ -52,11 +55,11 @@ def typical(data: Batch) -> float:
 
 
 def check_structure(data: Batch, value: float = 1e-12, gradient: float = 1e-10) -> None:
-    same = reference.positives(*data[2:])
+    same = positives(*data[2:])
     d = (data[0].double()[:, None] - data[1].double()).norm(dim=2)
-    for margin, mean in ((typical(data), True), (0.0, False)):
-        exact = structure_textbook(data, margin, 0.3, mean)
-        found, stats, *gradients = structure(data, margin, mean=mean)
+    for margin, reduction in ((typical(data), "mean"), (0.0, "sum")):
+        exact = structure_textbook(data, margin, 0.3, reduction)
+        found, stats, *gradients = structure(data, margin, reduction=reduction)
         assert_close(found, exact[0], value)
         for one, other in zip(gradients, exact[1:]):
             assert_close(one, other, gradient)
@@ -67,7 +70,7 @@ def check_structure(data: Batch, value: float = 1e-12, gradient: float = 1e-10) 
 def check_margin(data: Batch, kinds: list[str] = KINDS, value: float = 1e-12, gradient: float = 1e-10) -> None:
     exclude = len(data[0]) == len(data[1])
     weight = torch.rand(len(data[0]), dtype=F64)
-    same, other = reference.relations(*data[2:], exclude)
+    same, other = relations(*data[2:], exclude)
     d = (data[0].double()[:, None] - data[1].double()).norm(dim=2)
     for triplets in kinds:
         exact = margin_textbook(data, weight, 0.7, triplets, exclude)
@@ -113,9 +116,9 @@ def test_more_references_than_threads_and_shared_memory_are_made_for() -> None:
     data = batch(2, 16500, 2, 2)
     for needs in ((True, True), (False, False)):
         arguments = *data, None, 0.7, "semihard", False, *needs
-        pairs = zip(cuda_triplets.triplet_margin(*arguments), reference.triplet_margin(*arguments))
-        arguments = *data, 2.0, 0.3, True, *needs
-        pairs = (*pairs, *zip(structure(data, 2.0, needs), reference.structure_preserving(*arguments)))
+        pairs = zip(margin_loss(data, 0.7, "semihard", needs=needs), flattened(triplet_margin)(*arguments))
+        arguments = *data, 2.0, 0.3, "mean", *needs
+        pairs = (*pairs, *zip(structure(data, 2.0, needs), flattened(structure_preserving)(*arguments)))
         for found, expected in pairs:
             torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
 
@@ -141,7 +144,7 @@ def test_tight_classes_in_single_precision(offset: float) -> None:
     image, text = (centres[label] + 0.02 * torch.randn(len(label), 40, dtype=F64) for label in (la, lr))
     text[:20] = image[:20]
     data = (image + offset).float(), (text + offset).float(), la, lr
-    exact = structure_textbook(data, 5.0, 0.3, True)
+    exact = structure_textbook(data, 5.0, 0.3, "mean")
     value, _, *gradients = structure(data, 5.0)
     assert relative(value, exact[0]) < 1e-6
     for one, expected in zip(gradients, exact[1:]):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import relative, views
-from xmodal_ops import covariance
+from xmodal_ops import Covariance, covariance
 from xmodal_ops.ops.portable import covariance as reference
 from xmodal_ops.ops.portable.covariance import gram
 
@@ -59,9 +59,7 @@ def test_native_and_portable_agree(m, dx, dy, dtype):
         grads = [torch.randn_like(t) for t in single]
         gx, gy = torch.ops.xmodal.covariance_backward(x, second, *grads)
         wider = (None if second is None and t.numel() == 0 else t.double() for t in grads)
-        bx, by = reference.covariance_backward(
-            x.double(), None if second is None else y.double(), reference.Covariance(*wider)
-        )
+        bx, by = reference.covariance_backward(x.double(), None if second is None else y.double(), Covariance(*wider))
         assert relative(gx, bx) < tolerance
         assert gy.numel() == 0 if by is None else relative(gy, by) < tolerance
 

@@ -8,25 +8,28 @@ from torch import Tensor
 
 from tests.ops.triplet_data import SHAPES, Batch, batch, labels
 from xmodal_ops import mine_triplets, pack_labels
-from xmodal_ops.ops.portable import triplets as reference
+from xmodal_ops.ops._library import flattened
+from xmodal_ops.ops.portable import mining
+from xmodal_ops.ops.portable.pairs import relations
 
-PATHS = {"native": lambda *args: torch.ops.xmodal.mine_triplets(*args), "torch": reference.mine_triplets}
+PATHS = {"native": torch.ops.xmodal.mine_triplets, "torch": flattened(mining.mine_triplets)}
+HARD = "hard", "hard", "chosen_positive"
 RULES = [
-    ("hard", "hard", False),
-    ("easy", "easy", False),
-    ("hard", "semihard", False),
-    ("easy", "semihard", False),
-    ("easy", "semihard", True),
-    ("easy", "random", False),
+    HARD,
+    ("easy", "easy", "chosen_positive"),
+    ("hard", "semihard", "chosen_positive"),
+    ("easy", "semihard", "chosen_positive"),
+    ("easy", "semihard", "hardest_positive"),
+    ("easy", "random", "chosen_positive"),
 ]
 
 
 def brute_force(
-    data: Batch, positive: str, negative: str, beyond_hardest: bool, margin: float, exclude_diagonal: bool
+    data: Batch, positive: str, negative: str, semihard: str, margin: float, exclude_diagonal: bool
 ) -> tuple[list[int], list[int], Tensor, Tensor, Tensor]:
     """From all distances in fp64; random negatives are left out. Ties go to the lowest index."""
     anchor, ref, la, lr = data
-    same, other = reference.relations(la, lr, exclude_diagonal)
+    same, other = relations(la, lr, exclude_diagonal)
     square = (anchor.double()[:, None] - ref.double()).square().sum(-1)
 
     def best(allowed: Tensor, farthest: bool) -> Tensor:
@@ -36,7 +39,7 @@ def brute_force(
 
     chosen = best(same, positive == "hard")
     if negative == "semihard":
-        bound = best(same, True) if beyond_hardest else chosen
+        bound = best(same, True) if semihard == "hardest_positive" else chosen
         floor = square.gather(1, bound.clamp(min=0)[:, None])
         other_side = (square > floor) & (square.sqrt() - floor.sqrt() <= margin) & (bound >= 0)[:, None]
         found = best(other & other_side, False)
@@ -52,10 +55,10 @@ def brute_force(
 def test_exact(path: str, kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     data = batch(*shape, kind, dtype)
     exclude = shape[0] == shape[1]
-    for positive, negative, beyond in RULES:
-        expected = brute_force(data, positive, negative, beyond, 0.5, exclude)
+    for positive, negative, semihard in RULES:
+        expected = brute_force(data, positive, negative, semihard, 0.5, exclude)
         seed = torch.tensor(3)
-        found = PATHS[path](*data, positive, negative, beyond, 0.5, seed, exclude)
+        found = PATHS[path](*data, positive, negative, semihard, 0.5, exclude, seed)
         p, n, d_ap, d_an, n_pos, n_neg = found
         assert p.tolist() == expected[0]
         if negative != "random":
@@ -76,9 +79,9 @@ def test_exact_indices_of_integers(path: str, dtype: torch.dtype) -> None:
     """Small integers leave many ties, and every distance is exact: each path must give the same bits."""
     anchor, ref = torch.randint(-2, 3, (2, 150, 12)).to(dtype) + 1
     data = (anchor, ref, *labels(150, 150, 4, "single"))
-    for positive, negative, beyond in RULES[:-1]:
-        expected = brute_force(data, positive, negative, beyond, 0.5, False)
-        p, n, d_ap, _, _, _ = PATHS[path](*data, positive, negative, beyond, 0.5, None, False)
+    for positive, negative, semihard in RULES[:-1]:
+        expected = brute_force(data, positive, negative, semihard, 0.5, False)
+        p, n, d_ap, _, _, _ = PATHS[path](*data, positive, negative, semihard, 0.5, False, None)
         assert p.tolist() == expected[0]
         assert n.tolist() == expected[1]
         square = expected[2].gather(1, p.clamp(min=0)[:, None])[:, 0].where(p >= 0, 0.0)
@@ -91,10 +94,10 @@ def test_exact_on_tight_classes(path: str) -> None:
     la, lr = labels(500, 500, 10, "single")
     centres = 3 * torch.randn(10, 64)
     data = centres[la] + 3e-3 * torch.randn(500, 64), centres[lr] + 3e-3 * torch.randn(500, 64), la, lr
-    expected = brute_force(data, "hard", "hard", False, 0.0, False)
+    expected = brute_force(data, *HARD, 0.0, False)
     plain = torch.cdist(data[0], data[1]).where(la[:, None] == lr, -1).argmax(1)
     assert plain.tolist() != expected[0]
-    p, n, *_ = PATHS[path](*data, "hard", "hard", False, 0.0, None, False)
+    p, n, *_ = PATHS[path](*data, *HARD, 0.0, False, None)
     assert p.tolist() == expected[0]
     assert n.tolist() == expected[1]
 
@@ -104,8 +107,8 @@ def test_exact_on_tight_classes(path: str) -> None:
 def test_exact_at_any_scale_and_offset(scale: float, offset: float) -> None:
     anchor, ref, la, lr = batch(120, 90, 40, 5, dtype=torch.float32)
     data = anchor * scale + offset, ref * scale + offset, la, lr
-    expected = brute_force(data, "hard", "hard", False, 0.0, False)
-    p, n, *_ = torch.ops.xmodal.mine_triplets(*data, "hard", "hard", False, 0.0, None, False)
+    expected = brute_force(data, *HARD, 0.0, False)
+    p, n, *_ = torch.ops.xmodal.mine_triplets(*data, *HARD, 0.0, False, None)
     assert p.tolist() == expected[0]
     assert n.tolist() == expected[1]
 
@@ -115,12 +118,12 @@ def test_exact_without_rows_that_are_not_finite(path: str) -> None:
     """A NaN, infinite or overflowing row has no positives and no negatives, and is chosen by none."""
     anchor, ref, la, lr = batch(40, 50, 6, 3, dtype=torch.float32)
     anchor[3, 2], ref[5, 1], ref[6, 0] = torch.nan, torch.nan, torch.inf
-    p, n, d_ap, d_an, n_pos, n_neg = PATHS[path](anchor, ref, la, lr, "hard", "hard", False, 0.0, None, False)
+    p, n, d_ap, d_an, n_pos, n_neg = PATHS[path](anchor, ref, la, lr, *HARD, 0.0, False, None)
     assert (p[3], n[3], n_pos[3], n_neg[3], d_ap[3], d_an[3]) == (-1, -1, 0, 0, 0, 0)
     assert d_ap.isfinite().all()
     assert d_an.isfinite().all()
     keep, rows = [j for j in range(50) if j not in (5, 6)], [i for i in range(40) if i != 3]
-    q, o, *_ = PATHS[path](anchor[rows], ref[keep], la[rows], lr[keep], "hard", "hard", False, 0.0, None, False)
+    q, o, *_ = PATHS[path](anchor[rows], ref[keep], la[rows], lr[keep], *HARD, 0.0, False, None)
     assert p[rows].tolist() == [keep[j] if j >= 0 else -1 for j in q]
     assert n[rows].tolist() == [keep[j] if j >= 0 else -1 for j in o]
 
@@ -141,7 +144,7 @@ def test_random_negatives_are_uniform_negatives() -> None:
     drawn = mine_triplets(anchor, la, ref, lr, negative="random")
     torch.manual_seed(1)
     assert torch.equal(drawn.negative_idx, mine_triplets(anchor, la, ref, lr, negative="random").negative_idx)
-    portable = reference.mine_triplets(anchor, ref, la, lr, "hard", "random", False, 0.0, torch.tensor(7), False)
+    portable = PATHS["torch"](anchor, ref, la, lr, "hard", "random", "chosen_positive", 0.0, False, torch.tensor(7))
     assert torch.equal(found.negative_idx, portable[1])
 
 
@@ -199,7 +202,7 @@ def test_distances_are_differentiable() -> None:
 def test_op_and_compile() -> None:
     anchor, ref, la, lr = batch(20, 30, 6, 3, dtype=torch.float32)
     for rule in RULES:
-        torch.library.opcheck(torch.ops.xmodal.mine_triplets, (anchor, ref, la, lr, *rule, 0.5, torch.tensor(3), False))
+        torch.library.opcheck(torch.ops.xmodal.mine_triplets, (anchor, ref, la, lr, *rule, 0.5, False, torch.tensor(3)))
     compiled = torch.compile(lambda a, r: mine_triplets(a, la, r, lr), fullgraph=True, backend="aot_eager")
     assert all(torch.equal(u, v) for u, v in zip(compiled(anchor, ref), mine_triplets(anchor, la, ref, lr)))
 

@@ -6,17 +6,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests import oracles
 from tests.conftest import relative
 from tests.ops.triplet_data import SHAPES, batch, labels
 from xmodal_ops import structure_preserving_loss
-from xmodal_ops.ops.portable import triplets as reference
+from xmodal_ops.ops._library import flattened
+from xmodal_ops.ops.portable.pairs import positives
+from xmodal_ops.ops.portable.structure_preserving import structure_preserving
 
-PATHS = {"native": lambda *args: torch.ops.xmodal.structure_preserving(*args), "torch": reference.structure_preserving}
+PATHS = {"native": torch.ops.xmodal.structure_preserving, "torch": flattened(structure_preserving)}
 
 
-def textbook(data, margin: float, gamma: float, mean: bool) -> tuple[Tensor, Tensor, Tensor]:
+def textbook(data, margin: float, gamma: float, reduction: str) -> tuple[Tensor, Tensor, Tensor]:
     image, text = (x.detach().double().requires_grad_() for x in data[:2])
-    loss = reference.textbook_structure_preserving(image, text, *data[2:], margin, gamma, mean)
+    loss = oracles.structure_preserving(image, text, *data[2:], margin, gamma, reduction)
     loss.backward()
     return loss.detach(), image.grad, text.grad
 
@@ -27,13 +30,13 @@ def textbook(data, margin: float, gamma: float, mean: bool) -> tuple[Tensor, Ten
 def test_exact(path: str, kind: str, shape: tuple[int, ...]) -> None:
     data = batch(*shape, kind)
     typical = float((data[0][:, None] - data[1]).norm(dim=2).mean())
-    for margin, mean in ((typical, True), (1.5 * typical, False), (0.0, True)):
-        expected = textbook(data, margin, 0.3, mean)
-        value, stats, *gradients = PATHS[path](*data, margin, 0.3, mean, True, True)
+    for margin, reduction in ((typical, "mean"), (1.5 * typical, "sum"), (0.0, "mean")):
+        expected = textbook(data, margin, 0.3, reduction)
+        value, stats, *gradients = PATHS[path](*data, margin, 0.3, reduction, True, True)
         assert abs(float(value - expected[0])) <= 1e-12 * abs(float(expected[0]))
         for found, exact in zip(gradients, expected[1:]):
             assert float((found - exact).abs().max()) <= 1e-10 * (float(exact.abs().max()) or 1.0)
-        same = reference.positives(*data[2:])
+        same = positives(*data[2:])
         d = (data[0][:, None] - data[1]).norm(dim=2)
         assert stats[:3].tolist() == [int((~same & (d < margin)).sum()), int(same.sum()), int((~same).sum())]
         torch.testing.assert_close(stats[3], d[same].sum(), rtol=1e-12, atol=1e-300)
@@ -48,8 +51,8 @@ def test_exact_in_single_precision(offset: float) -> None:
     image, text = (centres[label] + 0.02 * torch.randn(len(label), 40, dtype=torch.float64) for label in (la, lr))
     text[:20] = image[:20]
     data = [(x + offset).float() for x in (image, text)] + [la, lr]
-    expected = textbook(data, 5.0, 0.3, True)
-    value, _, *gradients = torch.ops.xmodal.structure_preserving(*data, 5.0, 0.3, True, True, True)
+    expected = textbook(data, 5.0, 0.3, "mean")
+    value, _, *gradients = torch.ops.xmodal.structure_preserving(*data, 5.0, 0.3, "mean", True, True)
     assert relative(value, expected[0]) < 1e-6
     for found, exact in zip(gradients, expected[1:]):
         assert relative(found, exact) < 1e-5
@@ -137,7 +140,7 @@ def test_half_inputs(dtype: torch.dtype, reduction: str) -> None:
 def test_op_and_compile() -> None:
     image, text, il, tl = batch(20, 30, 6, 3, dtype=torch.float32)
     for needs in ((True, True), (False, True), (False, False)):
-        args = (image, text, il, tl, 3.0, 0.3, True, *needs)
+        args = (image, text, il, tl, 3.0, 0.3, "mean", *needs)
         torch.library.opcheck(torch.ops.xmodal.structure_preserving, args)
     image = image.mT.contiguous().mT.requires_grad_()  # columns adjacent
 

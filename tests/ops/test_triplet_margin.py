@@ -6,18 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests import oracles
 from tests.conftest import relative
 from tests.ops.triplet_data import SHAPES, batch, labels
 from xmodal_ops import max_violation_loss, triplet_margin_loss
-from xmodal_ops.ops.portable import triplets as reference
+from xmodal_ops.ops._library import flattened
+from xmodal_ops.ops.portable.pairs import relations
+from xmodal_ops.ops.portable.triplet_margin import triplet_margin
 
-PATHS = {"native": lambda *args: torch.ops.xmodal.triplet_margin(*args), "torch": reference.triplet_margin}
+PATHS = {"native": torch.ops.xmodal.triplet_margin, "torch": flattened(triplet_margin)}
 KINDS = ["all", "hard", "semihard"]
 
 
 def textbook(data, weight, margin, kind, exclude) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     anchor, ref = (x.detach().double().requires_grad_() for x in data[:2])
-    losses, active = reference.textbook_triplet_margin(anchor, ref, *data[2:], margin, kind, exclude)
+    losses, active = oracles.triplet_margin(anchor, ref, *data[2:], margin, kind, exclude)
     (losses * weight).sum().backward()
     return losses.detach(), active, anchor.grad, ref.grad
 
@@ -29,7 +32,7 @@ def test_exact(path: str, kind: str, shape: tuple[int, ...]) -> None:
     data = batch(*shape, kind)
     exclude = shape[0] == shape[1]
     weight = torch.rand(shape[0], dtype=torch.float64)
-    same, other = reference.relations(*data[2:], exclude)
+    same, other = relations(*data[2:], exclude)
     d = (data[0][:, None] - data[1]).norm(dim=2)
     for triplets in KINDS:
         expected = textbook(data, weight, 0.7, triplets, exclude)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .. import _checks
+from .._dtypes import dtype_name
 from ..errors import UserError
 
 _LABELS = ((torch.int64, 1), (torch.bool, 2))
@@ -56,11 +57,11 @@ class PairSet(Dataset[dict[str, Tensor]]):
                 shape = "(n, dv) or (n, c, H, W)" if name == "image" else "(n, dt)"
                 raise DataError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
             if not x.is_floating_point():
-                raise DataError(f"{name} must be floating, got {str(x.dtype)[6:]}")
+                raise DataError(f"{name} must be floating, got {dtype_name(x.dtype)}")
             if (row := _checks.nonfinite_row(x)) is not None:
                 raise DataError(f"{name} holds NaN or infinity in row {row}")
         if self.labels is not None and (self.labels.dtype, self.labels.ndim) not in _LABELS:
-            got = f"{str(self.labels.dtype)[6:]} {tuple(self.labels.shape)}"
+            got = f"{dtype_name(self.labels.dtype)} {tuple(self.labels.shape)}"
             raise DataError(f"labels must be int64 (n,) or bool (n, C), got {got}")
         n = len(self.image)
         for name, rows in (("text", self.text), ("labels", self.labels), ("names", self.names)):

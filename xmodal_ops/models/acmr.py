@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._dtypes import dtype_name
 from ..errors import UserError
 from ..nn.gradient_reversal import gradient_reversal
 from ..ops.structure_preserving import structure_preserving_loss
@@ -184,7 +185,7 @@ class ACMR(TwoViewModel):
             raise ValueError(f"labels must be {want}: ACMR learns from labels, got none")
         dtype, shape = (torch.bool, (rows, classes)) if several else (torch.int64, (rows,))
         if labels.dtype != dtype or labels.shape != shape:
-            raise ValueError(f"labels must be {want}, got {str(labels.dtype)[6:]} {tuple(labels.shape)}")
+            raise ValueError(f"labels must be {want}, got {dtype_name(labels.dtype)} {tuple(labels.shape)}")
 
     def probabilities(self, projection: Tensor) -> Tensor:
         """The label predictor's probabilities (m, C) of projections (m, dim)."""

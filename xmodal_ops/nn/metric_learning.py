@@ -1,9 +1,9 @@
-"""The miner and the losses as classes of pytorch-metric-learning, for its users; needs that package.
+"""The miner and the losses as classes of pytorch-metric-learning, which this module needs.
 
     from xmodal_ops.nn.metric_learning import TripletMiner, TripletMarginLoss
 
-As there, embeddings are normalised unless told otherwise, and pairs (i, i) are left out where references are the
-anchors themselves, or share their very tensor of labels.
+As in that package, embeddings are normalised by default, and pairs (i, i) are left out if the references are the
+anchors or have the same tensor of labels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..ops.triplet_margin import triplet_margin_loss
 
 
 class TripletMiner(BaseMiner):  # type: ignore[misc]
-    """In place of BatchHardMiner and BatchEasyHardMiner: see `xmodal_ops.mine_triplets` for the arguments."""
+    """Replaces BatchHardMiner and BatchEasyHardMiner; options are those of `xmodal_ops.mine_triplets`."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class TripletMiner(BaseMiner):  # type: ignore[misc]
 
 
 class _Loss(BaseMetricLossFunction):  # type: ignore[misc]
-    """A loss that finds its triplets, and reduces, by itself."""
+    """A loss that chooses its triplets and reduces over them itself."""
 
     def __init__(self, normalize_embeddings: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -68,7 +68,7 @@ class _Loss(BaseMetricLossFunction):  # type: ignore[misc]
 
 
 class TripletMarginLoss(_Loss):
-    """In place of miner and TripletMarginLoss together: see `xmodal_ops.triplet_margin_loss`."""
+    """Replaces a miner with TripletMarginLoss; options are those of `xmodal_ops.triplet_margin_loss`."""
 
     def __init__(
         self, margin: float = 0.05, triplets: str = "all", reduction: str = "mean_active", **kwargs: Any
@@ -90,7 +90,7 @@ class TripletMarginLoss(_Loss):
 
 
 class StructurePreservingLoss(_Loss):
-    """ACMR's loss between embeddings (images) and ref_emb (texts): see `xmodal_ops.structure_preserving_loss`."""
+    """`xmodal_ops.structure_preserving_loss`, ACMR's, between embeddings (images) and ref_emb (texts)."""
 
     def __init__(self, margin: float = 1.0, gamma: float = 0.05, reduction: str = "mean", **kwargs: Any) -> None:
         super().__init__(**kwargs)

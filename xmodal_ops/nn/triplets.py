@@ -2,70 +2,52 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..ops.max_violation import max_violation_loss
 from ..ops.structure_preserving import structure_preserving_loss
 from ..ops.triplet_margin import triplet_margin_loss
+from .loss_module import LossModule
 
 
-class StructurePreservingLoss(nn.Module):
+class StructurePreservingLoss(LossModule):
     """Module form of `xmodal_ops.structure_preserving_loss`."""
 
-    def __init__(self, margin: float = 1.0, gamma: float = 0.05, reduction: str = "mean") -> None:
-        super().__init__()
-        self.margin, self.gamma, self.reduction = margin, gamma, reduction
-
-    def extra_repr(self) -> str:
-        return f"margin={self.margin}, gamma={self.gamma}, reduction={self.reduction!r}"
-
-    def forward(self, image: Tensor, text: Tensor, image_labels: Tensor, text_labels: Tensor | None = None) -> Tensor:
-        return structure_preserving_loss(
-            image, text, image_labels, text_labels, margin=self.margin, gamma=self.gamma, reduction=self.reduction
-        )
-
-
-class TripletMarginLoss(nn.Module):
-    """Module form of `xmodal_ops.triplet_margin_loss`."""
-
-    def __init__(
-        self,
-        margin: float = 0.2,
-        triplets: str = "all",
-        reduction: str = "mean_active",
-        exclude_diagonal: bool | None = None,
-    ) -> None:
-        super().__init__()
-        self.margin, self.triplets, self.reduction = margin, triplets, reduction
-        self.exclude_diagonal = exclude_diagonal
-
-    def extra_repr(self) -> str:
-        return f"margin={self.margin}, triplets={self.triplets!r}, reduction={self.reduction!r}"
+    function = staticmethod(structure_preserving_loss)
 
     def forward(
-        self, anchor: Tensor, labels: Tensor, ref: Tensor | None = None, ref_labels: Tensor | None = None
+        self,
+        image: Tensor,  # (m, d)
+        text: Tensor,  # (n, d)
+        image_labels: Tensor,  # (m,), (m, C) or (m, words)
+        text_labels: Tensor | None = None,
     ) -> Tensor:
-        return triplet_margin_loss(
-            anchor,
-            labels,
-            ref,
-            ref_labels,
-            margin=self.margin,
-            triplets=self.triplets,
-            reduction=self.reduction,
-            exclude_diagonal=self.exclude_diagonal,
-        )
+        return structure_preserving_loss(image, text, image_labels, text_labels, **self.options())
 
 
-class MaxViolationLoss(nn.Module):
+class TripletMarginLoss(LossModule):
+    """Module form of `xmodal_ops.triplet_margin_loss`."""
+
+    function = staticmethod(triplet_margin_loss)
+
+    def forward(
+        self,
+        anchor: Tensor,  # (m, d)
+        labels: Tensor,  # (m,), (m, C) or (m, words)
+        ref: Tensor | None = None,  # (n, d)
+        ref_labels: Tensor | None = None,
+    ) -> Tensor:
+        return triplet_margin_loss(anchor, labels, ref, ref_labels, **self.options())
+
+
+class MaxViolationLoss(LossModule):
     """Module form of `xmodal_ops.max_violation_loss`."""
 
-    def __init__(self, margin: float = 0.2, reduction: str = "mean") -> None:
-        super().__init__()
-        self.margin, self.reduction = margin, reduction
+    function = staticmethod(max_violation_loss)
 
-    def extra_repr(self) -> str:
-        return f"margin={self.margin}, reduction={self.reduction!r}"
-
-    def forward(self, image: Tensor, text: Tensor) -> Tensor:
-        return max_violation_loss(image, text, margin=self.margin, reduction=self.reduction)
+    def forward(
+        self,
+        image: Tensor,  # (m, d)
+        text: Tensor,  # (m, d)
+    ) -> Tensor:
+        return max_violation_loss(image, text, **self.options())

@@ -10,42 +10,33 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _checks
-from ._library import define, full_precision
-from .portable import trace_norm as reference
-from .portable.covariance import accumulation_type
+from .._dtypes import accumulation_dtype, full_precision
+from ._library import define
+from .portable import canonical_correlations as portable
 
 
-def _forward(x: Tensor, y: Tensor, rx: float, ry: float, top_k: int) -> Tensor:
-    weights = torch.ones(min(x.shape[1], y.shape[1]), dtype=accumulation_type(x.dtype), device=x.device)
-    return reference.correlations(x, y, rx, ry, weights, False, False)[0][:top_k].clone()
-
-
-def _forward_fake(x: Tensor, y: Tensor, rx: float, ry: float, top_k: int) -> Tensor:
-    return x.new_empty(top_k, dtype=accumulation_type(x.dtype))
-
-
-def _backward(grad: Tensor, x: Tensor, y: Tensor, rx: float, ry: float) -> tuple[Tensor, Tensor]:
-    # Single singular pairs are as sensitive as the gaps between them: always in fp64.
-    _, gx, gy = reference.correlations(x.double(), y.double(), rx, ry, grad.double(), True, True)
-    assert gx is not None and gy is not None
-    return gx.to(x.dtype), gy.to(y.dtype)
+def _fake(x: Tensor, y: Tensor, rx: float, ry: float, top_k: int) -> Tensor:
+    return x.new_empty(top_k, dtype=accumulation_dtype(x.dtype))
 
 
 def _backward_fake(grad: Tensor, x: Tensor, y: Tensor, rx: float, ry: float) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(y)
 
 
-define("canonical_correlations(Tensor x, Tensor y, float rx, float ry, int top_k) -> Tensor", _forward, _forward_fake)
-define(
-    "canonical_correlations_backward(Tensor grad, Tensor x, Tensor y, float rx, float ry) -> (Tensor, Tensor)",
-    _backward,
-    _backward_fake,
-)
+define("canonical_correlations", portable.canonical_correlations, _fake)
+define("canonical_correlations_backward", portable.canonical_correlations_backward, _backward_fake)
 
 
 class _CanonicalCorrelations(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, rx: float, ry: float, top_k: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,  # (m, dx)
+        y: Tensor,  # (m, dy)
+        rx: float,
+        ry: float,
+        top_k: int,
+    ) -> Tensor:
         ctx.save_for_backward(x, y)
         ctx.ridges = rx, ry
         sigma: Tensor = torch.ops.xmodal.canonical_correlations(x, y, rx, ry, top_k)
@@ -65,19 +56,19 @@ def canonical_correlations(
     """The canonical correlations of two views, descending.
 
     Args:
-        x: (m, dx) rows are samples; fp64, fp32, bf16 or fp16.
+        x: (m, dx), rows are samples; fp64, fp32, bf16 or fp16.
         y: (m, dy), the paired rows.
         ridge: added to the diagonals of the covariances (which divide by m − 1); a number or a pair (rx, ry).
-        top_k: how many to return, all min(dx, dy) by default.
+        top_k: the number of correlations to return; by default all min(dx, dy).
 
     Returns:
-        (top_k,) correlations in [0, 1), fp32 for half inputs. At most m − 1 of them are not zero. Differentiable once;
-        where two correlations coincide, the gradient of each alone is one of its subgradients, and finite.
+        (top_k,) correlations in [0, 1), fp32 for half inputs. At most m − 1 of them are nonzero. Differentiable once;
+        if two correlations coincide, the gradient of each alone is one of its subgradients, and finite.
 
     Raises:
-        ValueError, TypeError: naming the argument; see `trace_norm_loss`.
+        ValueError, TypeError: an argument is invalid, as in `trace_norm_loss`; the message names it.
 
-    O(m d² + d³) time, or O(m² d + m³) where a view has m <= d (dual side). Hotelling, Biometrika 1936.
+    Time O(m d² + d³), or O(m² d + m³) if a view has m <= d (dual side). Hotelling, Biometrika 1936.
     """
     _checks.pair(x, y)
     rx, ry = _checks.ridges(ridge)

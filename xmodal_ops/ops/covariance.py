@@ -10,21 +10,32 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _C, _checks
-from ._library import define, full_precision, implement
-from .portable import covariance as reference
-from .portable.covariance import Covariance, accumulation_type
+from .._dtypes import accumulation_dtype, full_precision
+from ._library import define, implement
+from .portable import covariance as portable
+from .types import Covariance
 
 __all__ = ["Covariance", "covariance"]
 
-
-def _forward(x: Tensor, y: Tensor | None, rx: float, ry: float) -> tuple[Tensor, ...]:
-    s = reference.covariance(x, y, rx, ry)
-    return tuple(s.xx.new_empty(0) if t is None else t for t in s)
+Moments = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # the fields of Covariance; without y, those of y are empty
 
 
-def _results(x: Tensor, y: Tensor | None, rx: float, ry: float) -> tuple[Tensor, ...]:
-    """Room for the results; empty for those of a view that is not there."""
-    dx, dtype = x.shape[1], accumulation_type(x.dtype)
+def _portable(x: Tensor, y: Tensor | None, rx: float, ry: float) -> Moments:
+    s = portable.covariance(x, y, rx, ry)
+    xy, yy, mean_y = (s.xx.new_empty(0) if t is None else t for t in (s.xy, s.yy, s.mean_y))
+    return s.xx, xy, yy, s.mean_x, mean_y
+
+
+def _portable_backward(
+    x: Tensor, y: Tensor | None, gxx: Tensor, gxy: Tensor, gyy: Tensor, gmx: Tensor, gmy: Tensor
+) -> tuple[Tensor, Tensor]:
+    gx, gy = portable.covariance_backward(x, y, Covariance(gxx, gxy, gyy, gmx, gmy))
+    return gx, x.new_empty(0) if gy is None else gy
+
+
+def _empty(x: Tensor, y: Tensor | None, rx: float, ry: float) -> tuple[Tensor, ...]:
+    """Uninitialised results."""
+    dx, dtype = x.shape[1], accumulation_dtype(x.dtype)
     shapes: tuple[tuple[int, ...], ...] = (dx, dx), (0,), (0,), (dx,), (0,)
     if y is not None:
         dy = y.shape[1]
@@ -32,35 +43,19 @@ def _results(x: Tensor, y: Tensor | None, rx: float, ry: float) -> tuple[Tensor,
     return tuple(x.new_empty(shape, dtype=dtype) for shape in shapes)
 
 
-def _backward(
-    x: Tensor, y: Tensor | None, gxx: Tensor, gxy: Tensor, gyy: Tensor, gmx: Tensor, gmy: Tensor
-) -> tuple[Tensor, Tensor]:
-    gx, gy = reference.covariance_backward(x, y, Covariance(gxx, gxy, gyy, gmx, gmy))
-    return gx, x.new_empty(0) if gy is None else gy
-
-
 def _backward_fake(x: Tensor, y: Tensor | None, *grads: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(0) if y is None else torch.empty_like(y)
 
 
-define(
-    "covariance(Tensor x, Tensor? y, float rx, float ry) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _forward,
-    _results,
-)
-define(
-    "covariance_backward(Tensor x, Tensor? y, Tensor gxx, Tensor gxy, Tensor gyy, Tensor gmx, Tensor gmy)"
-    " -> (Tensor, Tensor)",
-    _backward,
-    _backward_fake,
-)
+define("covariance", _portable, _empty)
+define("covariance_backward", _portable_backward, _backward_fake)
 
 
 class _NativeViews:
-    """Arguments of the native kernels; holds the tensors that they point to."""
+    """Arguments of the native CPU kernels; holds the tensors that they point to."""
 
     def __init__(self, x: Tensor, y: Tensor | None, backward: bool) -> None:
-        self.dtype = accumulation_type(x.dtype)
+        self.dtype = accumulation_dtype(x.dtype)
         kept = [v.detach().to(self.dtype) for v in (x, y) if v is not None]
         kept = [v if v.stride(1) == 1 else v.contiguous() for v in kept]
         first, second = kept[0], kept[1] if len(kept) > 1 else None
@@ -80,13 +75,15 @@ class _NativeViews:
         self.held = kept, workspace
 
 
+@implement("covariance", "CPU", "C++")
 def _cpu(x: Tensor, y: Tensor | None, rx: float, ry: float) -> tuple[Tensor, ...]:
     native = _NativeViews(x, y, backward=False)
-    results = _results(x, y, rx, ry)
+    results = _empty(x, y, rx, ry)
     _C.covariance_cpu(native.views, rx, ry, *(r.data_ptr() for r in results))
     return results
 
 
+@implement("covariance_backward", "CPU", "C++")
 def _cpu_backward(
     x: Tensor, y: Tensor | None, gxx: Tensor, gxy: Tensor, gyy: Tensor, gmx: Tensor, gmy: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -102,17 +99,13 @@ def _cpu_backward(
 
 
 def native(x: Tensor, y: Tensor, rx: float, ry: float) -> Covariance:
-    """The native kernels in the form of the reference, for `Products`."""
+    """`portable.covariance` by the native kernels, for `Products`."""
     return Covariance(*_cpu(x, y, rx, ry))
 
 
 def native_backward(x: Tensor, y: Tensor, grad: Covariance) -> tuple[Tensor, Tensor]:
     assert grad.xy is not None and grad.yy is not None and grad.mean_y is not None
     return _cpu_backward(x, y, grad.xx, grad.xy, grad.yy, grad.mean_x, grad.mean_y)
-
-
-implement("covariance", _cpu, "CPU", "C++")
-implement("covariance_backward", _cpu_backward, "CPU", "C++")
 
 
 class _Covariance(torch.autograd.Function):
@@ -133,20 +126,20 @@ def covariance(x: Tensor, y: Tensor | None = None, *, ridge: float | Sequence[fl
     """Covariance matrices and means of one view or two, in one pass.
 
     Args:
-        x: (m, dx) rows are samples; fp64, fp32, bf16 or fp16.
+        x: (m, dx), rows are samples; fp64, fp32, bf16 or fp16.
         y: (m, dy), of the same dtype and device, or None.
-        ridge: added to the diagonals of ``xx`` and ``yy``; a number or a pair (rx, ry), in squared units of the data.
+        ridge: added to the diagonals of `xx` and `yy`; a number or a pair (rx, ry), in squared units of the data.
 
     Returns:
         Covariance(xx (dx, dx), xy (dx, dy), yy (dy, dy), mean_x (dx,), mean_y (dy,)), divided by m − 1, in the dtype
         of the inputs, fp32 for half inputs; the fields of y are None without y. Differentiable once in x and y.
 
     Raises:
-        ValueError: shapes, devices or ridge do not fit, or m < 2.
-        TypeError: a dtype does not fit.
+        ValueError: a shape, a device or the ridge is invalid, or m < 2.
+        TypeError: a dtype is invalid.
 
-    O(m (dx + dy)²) time, O(m (dx + dy)) memory. The means are taken out before the products, so a common offset of
-    1e3 costs no digits.
+    Time O(m (dx + dy)²), memory O(m (dx + dy)). The means are subtracted before the products, so a common offset of 1e3
+    costs no digits.
     """
     _checks.matrix("x", x)
     if y is not None:

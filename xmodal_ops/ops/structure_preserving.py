@@ -9,13 +9,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _C, _checks
-from ._library import define, full_precision, implement
-from ._pairs import NativePairs, gradient_fakes, two_sets
-from .portable import triplets as reference
+from .._dtypes import accumulation_dtype, full_precision
+from ._library import define, implement
+from .pairs import NativePairs, empty_gradients, labelled_sets
+from .portable import structure_preserving as portable
+from .portable.structure_preserving import StructurePreserving, label_weights
+from .types import LabelledSets, Needs, PairSums, PairWeights
 
 
 class StructureStats(NamedTuple):
-    """What to log of a structure preserving loss: scalar tensors, without gradient."""
+    """Statistics of a structure preserving loss, for logging: scalar tensors, without gradient."""
 
     active: Tensor  #: int64 pairs of different labels nearer than the margin
     positive_pairs: Tensor  #: int64
@@ -24,123 +27,67 @@ class StructureStats(NamedTuple):
     negative_distance: Tensor  #: mean distance of negative pairs
 
 
-def _fake(
-    anchor: Tensor,
-    ref: Tensor,
-    anchor_labels: Tensor,
-    ref_labels: Tensor,
-    margin: float,
-    gamma: float,
-    mean: bool,
-    need_anchor: bool,
-    need_ref: bool,
-) -> tuple[Tensor, ...]:
-    value = anchor.new_empty((), dtype=reference.accumulation_dtype(anchor))
-    stats = anchor.new_empty(5, dtype=torch.float64)
-    return value, stats, *gradient_fakes(anchor, ref, need_anchor, need_ref)
+def _fake(sets: LabelledSets, options: StructurePreserving, needs: Needs) -> tuple[Tensor, ...]:
+    value = sets.anchor.new_empty((), dtype=accumulation_dtype(sets.anchor.dtype))
+    stats = sets.anchor.new_empty(len(StructureStats._fields), dtype=torch.float64)
+    return value, stats, *empty_gradients(sets.anchor, sets.ref, needs)
 
 
-def _fake_weighted(
-    anchor: Tensor,
-    ref: Tensor,
-    anchor_labels: Tensor,
-    ref_labels: Tensor,
-    pull: Tensor,
-    push: Tensor,
-    pull_ref: Tensor,
-    push_ref: Tensor,
-    margin: float,
-    need_anchor: bool,
-    need_ref: bool,
-) -> tuple[Tensor, ...]:
-    return _fake(anchor, ref, anchor_labels, ref_labels, margin, 0.0, False, need_anchor, need_ref)
+def _weighted_fake(sets: LabelledSets, weights: PairWeights, margin: float, needs: Needs) -> tuple[Tensor, ...]:
+    return _fake(sets, StructurePreserving(margin, 0.0, "sum"), needs)
 
 
-def _cpu(
-    anchor: Tensor,
-    ref: Tensor,
-    anchor_labels: Tensor,
-    ref_labels: Tensor,
-    margin: float,
-    gamma: float,
-    mean: bool,
-    need_anchor: bool,
-    need_ref: bool,
-) -> tuple[Tensor, ...]:
-    weights = reference.structure_weights(*reference.count_pairs(anchor_labels, ref_labels), gamma, mean)
-    return _cpu_weighted(anchor, ref, anchor_labels, ref_labels, *weights, margin, need_anchor, need_ref)
+# With weights, a part of the pairs can be weighted by counts over all of them: for xmodal_ops.distributed.
+define("structure_preserving", portable.structure_preserving, _fake)
+define("weighted_structure_preserving", portable.weighted_structure_preserving, _weighted_fake)
 
 
-def _cpu_weighted(
-    anchor: Tensor,
-    ref: Tensor,
-    anchor_labels: Tensor,
-    ref_labels: Tensor,
-    pull: Tensor,
-    push: Tensor,
-    pull_ref: Tensor,
-    push_ref: Tensor,
-    margin: float,
-    need_anchor: bool,
-    need_ref: bool,
-) -> tuple[Tensor, ...]:
-    weights = tuple(w.double().contiguous() for w in (pull, push, pull_ref, push_ref))
-    by_class = anchor_labels.ndim == 1
-    if by_class:
-        # With classes side by side, most blocks of pairs are of different classes altogether; where these are
-        # farther apart than the margin, as they soon are, such a block has no gradient and is passed over.
-        (anchor_labels, order), (ref_labels, ref_order) = anchor_labels.sort(stable=True), ref_labels.sort(stable=True)
-        anchor, ref = anchor.detach()[order], ref.detach()[ref_order]
-        weights = (weights[0][order], weights[1][order], weights[2][ref_order], weights[3][ref_order])
-    native = NativePairs(anchor, ref, anchor_labels, ref_labels, False, weights=True)
-    sums = torch.empty(6, anchor.shape[0], dtype=torch.float64)
-    grad_anchor, grad_ref = native.gradients(need_anchor, need_ref)
+@implement("structure_preserving", "CPU", "C++")
+def _cpu(sets: LabelledSets, options: StructurePreserving, needs: Needs) -> tuple[Tensor, ...]:
+    return _weighted_cpu(sets, label_weights(sets, options), options.margin, needs)
+
+
+@implement("weighted_structure_preserving", "CPU", "C++")
+def _weighted_cpu(sets: LabelledSets, weights: PairWeights, margin: float, needs: Needs) -> tuple[Tensor, ...]:
+    weights = PairWeights(*(w.double().contiguous() for w in weights))
+    order = ref_order = None
+    if sets.anchor_labels.ndim == 1:
+        # Sorted by class, most blocks of pairs have no class in common. Once these are farther apart than the margin,
+        # as they soon are, such a block has no gradient and is skipped.
+        (anchor_labels, order), (ref_labels, ref_order) = (t.sort(stable=True) for t in sets[2:])
+        sets = LabelledSets(sets.anchor.detach()[order], sets.ref.detach()[ref_order], anchor_labels, ref_labels)
+        weights = PairWeights(
+            weights.pull[order], weights.push[order], weights.pull_ref[ref_order], weights.push_ref[ref_order]
+        )
+    native = NativePairs(sets, False, weights=True)
+    sums = torch.empty(len(PairSums._fields), sets.anchor.shape[0], dtype=torch.float64)
+    gradients = native.empty_gradients(needs)
+    pull, push, pull_ref, push_ref = (w.data_ptr() for w in weights)
     _C.structure_preserving(
-        native.pairs,
-        weights[0].data_ptr(),
-        weights[1].data_ptr(),
-        weights[2].data_ptr(),
-        weights[3].data_ptr(),
-        margin,
-        sums.data_ptr(),
-        grad_anchor.data_ptr(),
-        grad_ref.data_ptr(),
+        native.pairs, pull, push, pull_ref, push_ref, margin, *(t.data_ptr() for t in (sums, *gradients))
     )
     totals = sums.sum(1)
-    if by_class and need_anchor:
-        grad_anchor = torch.empty_like(grad_anchor).index_copy_(0, order, grad_anchor)
-    if by_class and need_ref:
-        grad_ref = torch.empty_like(grad_ref).index_copy_(0, ref_order, grad_ref)
-    return totals[0].to(native.dtype), totals[1:].clone(), grad_anchor, grad_ref
-
-
-define(
-    "structure_preserving(Tensor anchor, Tensor ref, Tensor anchor_labels, Tensor ref_labels, float margin, "
-    "float gamma, bool mean, bool need_anchor, bool need_ref) -> (Tensor, Tensor, Tensor, Tensor)",
-    reference.structure_preserving,
-    _fake,
-)
-implement("structure_preserving", _cpu, "CPU", "C++")
-
-# A part of the pairs with weights that count all of them: for xmodal_ops.distributed.
-define(
-    "weighted_structure_preserving(Tensor anchor, Tensor ref, Tensor anchor_labels, Tensor ref_labels, Tensor pull, "
-    "Tensor push, Tensor pull_ref, Tensor push_ref, float margin, bool need_anchor, bool need_ref) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-    reference.weighted_structure_preserving,
-    _fake_weighted,
-)
-implement("weighted_structure_preserving", _cpu_weighted, "CPU", "C++")
+    restored = (
+        torch.empty_like(g).index_copy_(0, rows, g) if need and rows is not None else g
+        for g, need, rows in zip(gradients, needs, (order, ref_order))
+    )
+    return totals[0].to(native.dtype), totals[1:].clone(), *restored
 
 
 class _StructurePreserving(torch.autograd.Function):
+    """The loss and its statistics: the forward sweep computes the gradients, backward only scales them."""
+
     @staticmethod
     def forward(
-        ctx: Any, image: Tensor, text: Tensor, il: Tensor, tl: Tensor, margin: float, gamma: float, mean: bool
+        ctx: Any,
+        image: Tensor,  # (m, d)
+        text: Tensor,  # (n, d)
+        image_labels: Tensor,  # (m,) or (m, words)
+        text_labels: Tensor,  # (n,) or (n, words)
+        *options: Any,  # fields of StructurePreserving
     ) -> tuple[Tensor, Tensor]:
-        need_image, need_text = ctx.needs_input_grad[:2]
         value, stats, *gradients = torch.ops.xmodal.structure_preserving(
-            image, text, il, tl, margin, gamma, mean, need_image, need_text
+            image, text, image_labels, text_labels, *options, *ctx.needs_input_grad[:2]
         )
         ctx.save_for_backward(*gradients)
         ctx.dtype = image.dtype
@@ -150,10 +97,9 @@ class _StructurePreserving(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = (
-            (g * grad).to(ctx.dtype) if need else None for g, need in zip(ctx.saved_tensors, ctx.needs_input_grad)
-        )
-        return *gradients, None, None, None, None, None
+        needs = ctx.needs_input_grad
+        gradients = ((g * grad).to(ctx.dtype) if need else None for g, need in zip(ctx.saved_tensors, needs))
+        return *gradients, *(None,) * (len(needs) - 2)
 
 
 @overload
@@ -191,43 +137,42 @@ def structure_preserving_loss(
     reduction: str = "mean",
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, StructureStats]:
-    """The inter-modal invariance loss L_imi of ACMR (Wang et al., ACM MM 2017, eq. 4–6), exact over all triplets.
+    """The inter-modal invariance loss L_imi of ACMR, exact over all triplets.
 
         L_imi,V = Σ_ijk (|v_i − t_j⁺| + γ max(0, μ − |v_i − t_k⁻|)),   L_imi = L_imi,V + L_imi,T (roles exchanged)
 
     A text is positive to an image that it shares any label with, otherwise negative. Pairs at distance 0 have the
-    subgradient 0. Batches without a triplet give 0 with zero gradients; a row that is not finite (or whose squared
-    norm overflows) gives NaN.
+    subgradient 0. Batches without a triplet give 0 with zero gradients; a row that is not finite (or whose squared norm
+    overflows) gives NaN.
 
     Args:
         image: (m, d) float64, float32, bfloat16 or float16.
         text: (n, d).
         image_labels: int64 (m,), bool multi-hot (m, C), or packed words (see `pack_labels`).
-        text_labels: the same for texts; None takes `image_labels`.
+        text_labels: labels of the texts, in the same form; by default `image_labels`.
         margin: μ.
         gamma: γ, the weight of negatives.
-        reduction: "mean" divides either direction by the number of its triplets; "sum" is the paper's.
-        return_stats: also return StructureStats.
+        reduction: "mean" divides each direction by the number of its triplets; "sum" is the paper's.
+        return_stats: also returns StructureStats.
 
     Returns:
-        A scalar, float32 for half inputs; with `return_stats` a pair.
+        A scalar, float32 for half inputs. With `return_stats`, a pair of it and StructureStats.
 
-    Time O(m n d) and memory O((m + n) d): the m × n distances are not stored, triplets not visited.
+    Raises:
+        ValueError, TypeError: an argument is invalid; the message names it.
+
+    Time O(m n d), memory O((m + n) d): neither distances nor triplets are stored.
+    Wang et al., "Adversarial Cross-Modal Retrieval", ACM MM 2017, eq. 4–6.
     """
-    image, text, il, tl = two_sets(
-        image, image_labels, text, text_labels, ("image", "image_labels", "text", "text_labels")
-    )
+    names = ("image", "image_labels", "text", "text_labels")
+    sets = labelled_sets(image, image_labels, text, text_labels, names)
     margin, gamma = _checks.non_negative("margin", margin), _checks.non_negative("gamma", gamma)
     _checks.choice("reduction", reduction, ("mean", "sum"))
+    options = StructurePreserving(margin, gamma, reduction)
     with full_precision(image.device):
-        loss, stats = _StructurePreserving.apply(image, text, il, tl, margin, gamma, reduction == "mean")
+        loss, stats = _StructurePreserving.apply(*sets, *options)
     if not return_stats:
         return loss
-    active, positives, negatives, positive_sum, negative_sum = stats.unbind()
-    return loss, StructureStats(
-        active.long(),
-        positives.long(),
-        negatives.long(),
-        positive_sum / positives.clamp(min=1),
-        negative_sum / negatives.clamp(min=1),
-    )
+    of = PairSums(loss, *stats)
+    counts = of.active.long(), of.positives.long(), of.negatives.long()
+    return loss, StructureStats(*counts, *of.mean_distances())

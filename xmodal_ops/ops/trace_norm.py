@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,38 +11,40 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _C, _checks
-from ._library import define, full_precision, implement
+from .._dtypes import HALVES, accumulation_dtype, full_precision
+from ._library import define, implement
 from .covariance import native, native_backward
-from .portable import trace_norm as reference
+from .portable import trace_norm as portable
 
 
 def _fake(x: Tensor, y: Tensor, rx: float, ry: float, top_k: int, need_x: bool, need_y: bool) -> tuple[Tensor, ...]:
-    value = x.new_empty(x.shape[:-2], dtype=torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype)
+    value = x.new_empty(x.shape[:-2], dtype=accumulation_dtype(x.dtype))
     return value, torch.empty_like(x) if need_x else x.new_empty(0), torch.empty_like(y) if need_y else y.new_empty(0)
 
 
-define(
-    "trace_norm(Tensor x, Tensor y, float rx, float ry, int top_k, bool need_x, bool need_y)"
-    " -> (Tensor, Tensor, Tensor)",
-    reference.trace_norm,
-    _fake,
-)
+define("trace_norm", portable.trace_norm, _fake)
 
-_NATIVE = reference.Products(native, native_backward)
-
-# Up to this dimension of both views the native code beats torch's LAPACK; measured by bench/trace_norm.py.
-_NATIVE_MAX_DIM = _C.TRACE_NORM_MAX_DIM
+# For sizes that the native trace norm does not serve: its covariances, and torch's LAPACK.
+_by_lapack = functools.partial(portable.trace_norm, products=portable.Products(native, native_backward))
 
 
+@implement("trace_norm", "CPU", "C++ to d = 256, C++ and torch")
 def _cpu(
-    x: Tensor, y: Tensor, rx: float, ry: float, top_k: int, need_x: bool, need_y: bool
+    x: Tensor,  # (m, dx) or (B, m, dx)
+    y: Tensor,  # (m, dy) or (B, m, dy)
+    rx: float,
+    ry: float,
+    top_k: int,
+    need_x: bool,
+    need_y: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     (m, dx), dy = x.shape[-2:], y.shape[-1]
-    if x.dtype in (torch.float16, torch.bfloat16):
+    if x.dtype in HALVES:
         value, gx, gy = _cpu(x.float(), y.float(), rx, ry, top_k, need_x, need_y)
         return value, gx.to(x.dtype), gy.to(y.dtype)
-    if max(dx, dy) > _NATIVE_MAX_DIM or m <= max(dx, dy) or top_k < min(dx, dy):
-        return reference.trace_norm(x, y, rx, ry, top_k, need_x, need_y, _NATIVE)
+    # Up to this dimension of both views the native code beats torch's LAPACK; measured by bench/trace_norm.py.
+    if max(dx, dy) > _C.TRACE_NORM_MAX_DIM or m <= max(dx, dy) or top_k < min(dx, dy):
+        return _by_lapack(x, y, rx, ry, top_k, need_x, need_y)
     x = x if x.stride(-1) == 1 else x.contiguous()
     y = y if y.stride(-1) == 1 else y.contiguous()
     problems, threads = x.shape[0] if x.ndim == 3 else 1, torch.get_num_threads()
@@ -71,16 +74,13 @@ def _cpu(
     )
     if not served:
         if x.ndim == 2:
-            return reference.trace_norm(x, y, rx, ry, top_k, need_x, need_y, _NATIVE)
+            return _by_lapack(x, y, rx, ry, top_k, need_x, need_y)
         for i in value.isnan().nonzero()[:, 0].tolist():
-            results = reference.trace_norm(x[i], y[i], rx, ry, top_k, need_x, need_y, _NATIVE)
+            results = _by_lapack(x[i], y[i], rx, ry, top_k, need_x, need_y)
             for whole, part, needed in zip((value, gx, gy), results, (True, need_x, need_y)):
                 if needed:
                     whole[i] = part
     return value.to(x.dtype), gx, gy
-
-
-implement("trace_norm", _cpu, "CPU", "C++ to d = 256, C++ and torch")
 
 
 class _TraceNorm(torch.autograd.Function):
@@ -100,7 +100,7 @@ class _TraceNorm(torch.autograd.Function):
 
 
 def _scaled(gradient: Tensor, by: Tensor) -> Tensor:
-    """The value's gradient as the loss's, where that of the loss is `by`, one number a problem."""
+    """The gradient of the loss −value, times the incoming gradient `by` of each problem."""
     return gradient * -by if by.ndim == 0 else (gradient * -by[:, None, None]).to(gradient.dtype)
 
 
@@ -109,27 +109,28 @@ def trace_norm_loss(x: Tensor, y: Tensor, *, ridge: float | Sequence[float] = 1e
 
     Args:
         x: (m, dx) outputs of one network, rows are samples; fp64, fp32, bf16 or fp16 (accumulated in fp32). Or
-            (B, m, dx), a batch of B problems that have nothing to do with each other.
-        y: (m, dy) or (B, m, dy) outputs of the other, row i the partner of row i of x.
+            (B, m, dx), a batch of B independent problems.
+        y: (m, dy) or (B, m, dy) outputs of the other network; row i is the partner of row i of x.
         ridge: added to the diagonals of the covariances (which divide by m − 1), in squared units of the outputs; a
             number or a pair (rx, ry).
-        top_k: count the leading k canonical correlations only (Ky Fan norm); all by default.
+        top_k: the number of leading canonical correlations that count (Ky Fan norm); all by default.
 
     Returns:
         A scalar in (−min(dx, dy), 0], fp32 for half inputs: −‖T‖_*, T = (Sxx + rx I)^(−1/2) Sxy (Syy + ry I)^(−1/2).
-        (B,) of them for a batch.
+        For a batch, (B,).
 
     Raises:
-        ValueError: a rank, a number of rows, m < 2, a device, the ridge or top_k does not fit.
-        TypeError: a dtype does not fit.
+        ValueError: a shape, a device, the ridge or top_k is invalid, or m < 2.
+        TypeError: a dtype is invalid.
 
     The gradient is exact, in closed form, and finite for dead units, constant or identical views, repeated rows and
-    repeated correlations; directions without correlation take the subgradient 0. fp32 moves to fp64 by itself where
-    the covariances are too ill conditioned for it (on the CPU). With ridge 0 and a singular covariance the smallest
-    ridge that factorises is used. Non-finite inputs give non-finite results. Differentiable once.
+    repeated correlations; directions without correlation take the subgradient 0. On the CPU, fp32 inputs are computed
+    in fp64 if the covariances are too ill conditioned for fp32. With ridge 0 and a singular covariance, a ridge of
+    rounding size is added, and increased until it factorises. Non-finite inputs give non-finite results. Differentiable
+    once.
 
-    O(m d² + d³) time; for a view with m <= d, O(m² d + m³) by the dual side. O(m d + d²) memory. Of a batch, small
-    problems with m > d stand side by side (d <= 256 and all correlations on the CPU, d <= 128 on CUDA).
+    Time O(m d² + d³), or O(m² d + m³) for a view with m <= d (dual side); memory O(m d + d²). Small problems of a batch
+    with m > d are solved in parallel (d <= 256 and all correlations on the CPU, d <= 128 on CUDA).
     Yan & Mikolajczyk, "Deep Correlation for Matching Images and Text", CVPR 2015, §3.2; Andrew et al., ICML 2013.
 
     >>> loss = trace_norm_loss(image_net(images), text_net(texts))

@@ -9,14 +9,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _C, _checks
-from ._library import define, full_precision, implement
-from ._pairs import NativePairs, diagonal, gradient_fakes, poison, two_sets
+from .._dtypes import accumulation_dtype, full_precision
+from ._library import define, implement
 from .mining import mine_triplets
-from .portable import triplets as reference
+from .pairs import NativePairs, empty_gradients, excludes_diagonal, labelled_sets, nan_unless_finite
+from .portable import triplet_margin as portable
+from .portable.triplet_margin import TripletMargin
+from .types import LabelledSets, Needs, PairSums
+
+TRIPLETS = ("all", "hard", "semihard", "batch_hard")
 
 
 class TripletStats(NamedTuple):
-    """What to log of a triplet loss: scalar tensors, without gradient."""
+    """Statistics of a triplet loss, for logging: scalar tensors, without gradient."""
 
     active: Tensor  #: int64 triplets with a loss above 0
     triplets: Tensor  #: int64 triplets of anchor, positive and negative; mined ones for "batch_hard"
@@ -25,135 +30,96 @@ class TripletStats(NamedTuple):
     negative_distance: Tensor  #: mean distance to negatives
 
 
-def _fake(
-    anchor: Tensor,
-    ref: Tensor,
-    anchor_labels: Tensor,
-    ref_labels: Tensor,
-    weight: Tensor | None,
-    margin: float,
-    triplets: str,
-    exclude_diagonal: bool,
-    need_anchor: bool,
-    need_ref: bool,
-) -> tuple[Tensor, ...]:
-    sums = anchor.new_empty(6, anchor.shape[0], dtype=torch.float64)
-    return sums, *gradient_fakes(anchor, ref, need_anchor, need_ref)
+def _fake(sets: LabelledSets, weight: Tensor | None, options: TripletMargin, needs: Needs) -> tuple[Tensor, ...]:
+    sums = sets.anchor.new_empty(len(PairSums._fields), sets.anchor.shape[0], dtype=torch.float64)
+    return sums, *empty_gradients(sets.anchor, sets.ref, needs)
 
 
-def _cpu(
-    anchor: Tensor,
-    ref: Tensor,
-    anchor_labels: Tensor,
-    ref_labels: Tensor,
-    weight: Tensor | None,
-    margin: float,
-    triplets: str,
-    exclude_diagonal: bool,
-    need_anchor: bool,
-    need_ref: bool,
-) -> tuple[Tensor, ...]:
-    native = NativePairs(anchor, ref, anchor_labels, ref_labels, exclude_diagonal, weights=True)
+define("triplet_margin", portable.triplet_margin, _fake)
+
+
+@implement("triplet_margin", "CPU", "C++")
+def _cpu(sets: LabelledSets, weight: Tensor | None, options: TripletMargin, needs: Needs) -> tuple[Tensor, ...]:
+    native = NativePairs(sets, options.exclude_diagonal, weights=True)
     weight = None if weight is None else weight.detach().double().contiguous()
-    sums = torch.empty(6, anchor.shape[0], dtype=torch.float64)
-    grad_anchor, grad_ref = native.gradients(need_anchor, need_ref)
+    sums = torch.empty(len(PairSums._fields), sets.anchor.shape[0], dtype=torch.float64)
+    gradients = native.empty_gradients(needs)
     _C.triplet_margin(
         native.pairs,
-        _C.Triplets.__members__[triplets],
-        margin,
+        _C.Triplets.__members__[options.triplets],
+        options.margin,
         0 if weight is None else weight.data_ptr(),
-        *(t.data_ptr() for t in (sums, grad_anchor, grad_ref)),
+        *(t.data_ptr() for t in (sums, *gradients)),
     )
-    return sums, grad_anchor, grad_ref
-
-
-define(
-    "triplet_margin(Tensor anchor, Tensor ref, Tensor anchor_labels, Tensor ref_labels, Tensor? weight, float margin, "
-    "str triplets, bool exclude_diagonal, bool need_anchor, bool need_ref) -> (Tensor, Tensor, Tensor)",
-    reference.triplet_margin,
-    _fake,
-)
-implement("triplet_margin", _cpu, "CPU", "C++")
-
-_REDUCTIONS = ("mean_active", "mean", "sum", "none")
+    return sums, *gradients
 
 
 class _TripletMargin(torch.autograd.Function):
-    """The reduced loss: its gradient is formed in the forward sweep, and only scaled in backward."""
+    """The reduced loss and the anchors' sums: the forward sweep computes the gradients, backward only scales them."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        anchor: Tensor,
-        ref: Tensor,
-        al: Tensor,
-        rl: Tensor,
-        margin: float,
-        triplets: str,
-        exclude_diagonal: bool,
+        anchor: Tensor,  # (m, d)
+        ref: Tensor,  # (n, d)
+        anchor_labels: Tensor,  # (m,) or (m, words)
+        ref_labels: Tensor,  # (n,) or (n, words)
         reduction: str,
+        *options: Any,  # fields of TripletMargin
     ) -> tuple[Tensor, Tensor]:
-        needs = ctx.needs_input_grad[:2]
         sums, *gradients = torch.ops.xmodal.triplet_margin(
-            anchor, ref, al, rl, None, margin, triplets, exclude_diagonal, *needs
+            anchor, ref, anchor_labels, ref_labels, None, *options, *ctx.needs_input_grad[:2]
         )
-        active = sums[1].sum()
-        number = {"mean_active": active, "mean": _number(sums), "sum": torch.ones_like(active)}[reduction]
+        of = PairSums(*sums)
+        active = of.active.sum()
+        number = {"mean_active": active, "mean": of.triplets(), "sum": torch.ones_like(active)}[reduction]
         scale = 1 / number.clamp(min=1)
         ctx.save_for_backward(scale, *gradients)
         ctx.dtype = anchor.dtype
         ctx.mark_non_differentiable(sums)
-        return (sums[0].sum() * scale).to(reference.accumulation_dtype(anchor)), sums
+        return (of.loss.sum() * scale).to(accumulation_dtype(anchor.dtype)), sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         scale, *gradients = ctx.saved_tensors
         scale = (scale * grad).to(gradients[0].dtype)
-        results = ((g * scale).to(ctx.dtype) if need else None for g, need in zip(gradients, ctx.needs_input_grad))
-        return *results, None, None, None, None, None, None
+        needs = ctx.needs_input_grad
+        results = ((g * scale).to(ctx.dtype) if need else None for g, need in zip(gradients, needs))
+        return *results, *(None,) * (len(needs) - 2)
 
 
 class _TripletMarginPerAnchor(torch.autograd.Function):
-    """Every anchor's sum: backward sweeps once more, with the anchors' incoming gradients as weights."""
+    """The loss of every anchor, and its sums: backward sweeps again, with the incoming gradients as weights."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        anchor: Tensor,
-        ref: Tensor,
-        al: Tensor,
-        rl: Tensor,
-        margin: float,
-        triplets: str,
-        exclude_diagonal: bool,
+        ctx: Any, anchor: Tensor, ref: Tensor, anchor_labels: Tensor, ref_labels: Tensor, *options: Any
     ) -> tuple[Tensor, Tensor]:
-        ctx.options = margin, triplets, exclude_diagonal
-        ctx.save_for_backward(anchor, ref, al, rl)
-        sums, _, _ = torch.ops.xmodal.triplet_margin(anchor, ref, al, rl, None, *ctx.options, False, False)
+        ctx.options = options
+        ctx.save_for_backward(anchor, ref, anchor_labels, ref_labels)
+        sums, _, _ = torch.ops.xmodal.triplet_margin(
+            anchor, ref, anchor_labels, ref_labels, None, *options, False, False
+        )
         ctx.mark_non_differentiable(sums)
-        return sums[0].to(reference.accumulation_dtype(anchor)), sums
+        return PairSums(*sums).loss.to(accumulation_dtype(anchor.dtype)), sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        anchor, ref, al, rl = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:2]
-        _, *gradients = torch.ops.xmodal.triplet_margin(anchor, ref, al, rl, grad, *ctx.options, *needs)
-        results = (g.to(anchor.dtype) if need else None for g, need in zip(gradients, needs))
-        return *results, None, None, None, None, None
-
-
-def _number(sums: Tensor) -> Tensor:
-    """How many triplets there are, in double precision (exact below 2⁵³)."""
-    return (sums[2] * sums[3]).sum()
+        needs = ctx.needs_input_grad
+        _, *gradients = torch.ops.xmodal.triplet_margin(*ctx.saved_tensors, grad, *ctx.options, *needs[:2])
+        dtype = ctx.saved_tensors[0].dtype
+        results = (g.to(dtype) if need else None for g, need in zip(gradients, needs))
+        return *results, *(None,) * (len(needs) - 2)
 
 
 def _batch_hard(
-    anchor: Tensor, ref: Tensor, al: Tensor, rl: Tensor, margin: float, exclude_diagonal: bool, reduction: str
+    sets: LabelledSets, margin: float, exclude_diagonal: bool, reduction: str
 ) -> tuple[Tensor, TripletStats]:
-    mined = mine_triplets(anchor, al, ref, rl, exclude_diagonal=exclude_diagonal)
-    terms = (margin + mined.d_ap - mined.d_an).relu().where(mined.valid, 0.0) * poison(anchor, ref)
+    anchor, ref, anchor_labels, ref_labels = sets
+    mined = mine_triplets(anchor, anchor_labels, ref, ref_labels, exclude_diagonal=exclude_diagonal)
+    terms = (margin + mined.d_ap - mined.d_an).relu().where(mined.valid, 0.0) * nan_unless_finite(anchor, ref)
     active, anchors = (terms > 0).sum(), mined.valid.sum()
     loss = terms if reduction == "none" else terms.sum()
     if reduction.startswith("mean"):
@@ -201,51 +167,55 @@ def triplet_margin_loss(
     exclude_diagonal: bool | None = None,
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, TripletStats]:
-    """Σ max(0, margin + d(a, p) − d(a, n)) over triplets (FaceNet, Schroff et al., CVPR 2015; Hermans et al., 2017).
+    """The sum of max(0, margin + d(a, p) − d(a, n)) over all triplets of a kind, exact.
 
-    A reference is positive to an anchor that it shares any label with, otherwise negative. Pairs at distance 0
-    have the subgradient 0. Batches without a triplet give 0 with zero gradients; a row that is not finite (or
-    whose squared norm overflows) gives NaN.
+    A reference is positive to an anchor that it shares any label with, otherwise negative. Pairs at distance 0 have the
+    subgradient 0. Batches without a triplet give 0 with zero gradients; a row that is not finite (or whose squared norm
+    overflows) gives NaN.
 
     Args:
         anchor: (m, d) float64, float32, bfloat16 or float16.
-        labels: of the anchors: int64 (m,), bool multi-hot (m, C), or packed words (see `pack_labels`).
-        ref: (n, d), the other modality; None takes the anchors themselves.
-        ref_labels: of the references; None takes `labels`.
+        labels: labels of the anchors: int64 (m,), bool multi-hot (m, C), or packed words (see `pack_labels`).
+        ref: (n, d), the other modality; by default the anchors themselves.
+        ref_labels: labels of the references; by default `labels`.
         margin: how much farther than positives negatives should be.
         triplets: "all"; "hard", those with d(a, n) < d(a, p); "semihard", those with d(a, p) <= d(a, n) <
             d(a, p) + margin; or "batch_hard", per anchor the farthest positive with the nearest negative.
-        reduction: "mean_active" divides by the number of triplets with a loss above 0, "mean" by that of all
-            triplets (of valid anchors for "batch_hard"), "sum" by nothing; "none" gives the sum of each anchor.
-        exclude_diagonal: leave out the pairs (i, i); None: only where ref is None.
-        return_stats: also return TripletStats.
+        reduction: "mean_active" divides by the number of triplets with a loss above 0, "mean" by that of all triplets
+            (of valid anchors for "batch_hard"), "sum" by nothing; "none" returns the sum of each anchor.
+        exclude_diagonal: leaves out the pairs (i, i); by default only if `ref` is None.
+        return_stats: also returns TripletStats.
 
     Returns:
-        A scalar, or (m,) for "none"; float32 for half inputs; with `return_stats` a pair.
+        A scalar, or (m,) for "none"; float32 for half inputs. With `return_stats`, a pair of it and TripletStats.
 
-    Time O(m n (d + log n)) and memory O((m + n) d): neither distances nor triplets are stored or visited one by
-    one: per anchor the positives are sorted, and each negative finds its place among them.
+    Raises:
+        ValueError, TypeError: an argument is invalid; the message names it.
+
+    Time O(m n (d + log n)), memory O((m + n) d): neither distances nor triplets are stored or visited one by one. Per
+    anchor the positives are sorted, and a search finds the rank of each negative among them.
+    Schroff et al., "FaceNet", CVPR 2015; Hermans et al., "In Defense of the Triplet Loss", 2017.
     """
-    anchor, others, al, rl = two_sets(anchor, labels, ref, ref_labels)
+    sets = labelled_sets(anchor, labels, ref, ref_labels)
     margin = _checks.non_negative("margin", margin)
-    _checks.choice("triplets", triplets, ("all", "hard", "semihard", "batch_hard"))
-    _checks.choice("reduction", reduction, _REDUCTIONS)
-    exclude = diagonal(exclude_diagonal, ref is None, anchor, others)
+    _checks.choice("triplets", triplets, TRIPLETS)
+    _checks.choice("reduction", reduction, ("mean_active", "mean", "sum", "none"))
+    exclude = excludes_diagonal(exclude_diagonal, ref is None, sets)
     if triplets == "batch_hard":
-        loss, stats = _batch_hard(anchor, others, al, rl, margin, exclude, reduction)
+        loss, stats = _batch_hard(sets, margin, exclude, reduction)
         return (loss, stats) if return_stats else loss
+    options = TripletMargin(margin, triplets, exclude)
     with full_precision(anchor.device):
         if reduction == "none":
-            loss, sums = _TripletMarginPerAnchor.apply(anchor, others, al, rl, margin, triplets, exclude)
+            loss, sums = _TripletMarginPerAnchor.apply(*sets, *options)
         else:
-            loss, sums = _TripletMargin.apply(anchor, others, al, rl, margin, triplets, exclude, reduction)
+            loss, sums = _TripletMargin.apply(*sets, reduction, *options)
     if not return_stats:
         return loss
-    positives, negatives, positive_sum, negative_sum = sums[2:].sum(1).unbind()
+    of = PairSums(*sums)
     return loss, TripletStats(
-        sums[1].sum().long(),
-        _number(sums).long(),
-        ((sums[2] > 0) & (sums[3] > 0)).sum(),
-        positive_sum / positives.clamp(min=1),
-        negative_sum / negatives.clamp(min=1),
+        of.active.sum().long(),
+        of.triplets().long(),
+        ((of.positives > 0) & (of.negatives > 0)).sum(),
+        *of.total().mean_distances(),
     )

@@ -9,22 +9,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _checks
-from ._library import define, full_precision
-from .portable import whiten as reference
+from .._dtypes import full_precision
+from ._library import define
+from .portable import whiten as portable
 
-
-def _backward_fake(grad: Tensor, x: Tensor, ridge: float, zca: bool) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _forward_fake(x: Tensor, ridge: float, zca: bool) -> Tensor:
-    return torch.empty_like(x)
-
-
-define("whiten(Tensor x, float ridge, bool zca) -> Tensor", reference.whiten, _forward_fake)
-define(
-    "whiten_backward(Tensor grad, Tensor x, float ridge, bool zca) -> Tensor", reference.whiten_backward, _backward_fake
-)
+define("whiten", portable.whiten, lambda x, *_: torch.empty_like(x))
+define("whiten_backward", portable.whiten_backward, lambda grad, x, *_: torch.empty_like(x))
 
 
 class _Whiten(torch.autograd.Function):
@@ -49,17 +39,17 @@ def whiten(x: Tensor, *, ridge: float = 1e-3, method: Literal["cholesky", "zca"]
         x: (m, d); fp64, fp32, bf16 or fp16 (then accumulated in fp32).
         ridge: added to the diagonal of the covariance S, which divides by m − 1; in squared units of x.
         method: "cholesky" takes A = L⁻ᵀ with S + ridge·I = L Lᵀ (fastest); "zca" takes the symmetric inverse root, the
-            whitening that moves x the least.
+            whitening that changes x the least.
 
     Returns:
-        (m, d) of x's dtype. WᵀW / (m − 1) = I − ridge·A Aᵀ up to rounding; exactly so, unlike IterNorm's few Newton
-        steps. Differentiable once; repeated eigenvalues and dead columns have finite gradients.
+        (m, d) of x's dtype. WᵀW / (m − 1) = I − ridge·A Aᵀ to rounding, unlike the few Newton steps of IterNorm.
+        Differentiable once; gradients are finite for repeated eigenvalues and dead columns.
 
     Raises:
-        ValueError, TypeError: as `covariance`; ValueError for another method.
+        ValueError, TypeError: as `covariance`; ValueError for an unknown method.
 
-    O(m d² + d³) time, O(m d + d²) memory. fp32 moves to fp64 by itself where it is too ill conditioned: on
-    the CPU where needed, on CUDA always for "zca" and never for "cholesky".
+    Time O(m d² + d³), memory O(m d + d²). fp32 inputs are computed in fp64 if S is too ill conditioned for fp32 on the
+    CPU; on CUDA, always for "zca" and never for "cholesky".
     """
     _checks.matrix("x", x)
     if method not in ("cholesky", "zca"):

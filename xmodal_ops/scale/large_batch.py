@@ -19,8 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from .._dtypes import accumulation_dtype
 from ..nn import TraceNormLoss
-from ..ops.portable.covariance import accumulation_type
 from . import collective
 from .streamed_trace_norm import StreamedTraceNorm
 from .trace_norm import TraceNormLoss as GlobalTraceNormLoss
@@ -153,7 +153,7 @@ def _any_loss(
     start = 0
     for outputs in chunks:
         # Half outputs continue in fp32: gradients of means over many rows would vanish in fp16.
-        whole = whole or [x.new_empty(rows, *x.shape[1:], dtype=accumulation_type(x.dtype)) for x in outputs]
+        whole = whole or [x.new_empty(rows, *x.shape[1:], dtype=accumulation_dtype(x.dtype)) for x in outputs]
         stop = start + len(outputs[0])
         for view, x in zip(whole, outputs):
             view[start:stop] = x

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import _checks
+from .._dtypes import accumulation_dtype
 from ..ops import Covariance, covariance
-from ..ops.portable.covariance import accumulation_type, ridged
+from ..ops.portable.covariance import ridged
 from . import collective
 
 # Products are summed in the precision of the chunk over this number of rows, in fp64 beyond.
@@ -74,7 +75,7 @@ class MomentAccumulator:
             if x.dtype != self.input_dtype:
                 raise TypeError(f"x must be {_name(self.input_dtype)} like earlier chunks, got {_name(x.dtype)}")
         self.input_dtype = x.dtype
-        wide = self.dtype or accumulation_type(x.dtype)
+        wide = self.dtype or accumulation_dtype(x.dtype)
         for a, b in zip(x.split(_BLOCK_ROWS), y.split(_BLOCK_ROWS)):
             self._add(a.to(wide), b.to(wide))
 

@@ -9,8 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import _checks
-from ..ops._library import full_precision
-from ..ops.portable.covariance import accumulation_type
+from .._dtypes import accumulation_dtype, full_precision
 from ..ops.portable.trace_norm import FP32_TOLERANCE, adjoints, cholesky, condition
 from . import collective
 from .moments import MomentAccumulator
@@ -55,11 +54,11 @@ class StreamedTraceNorm:
             worst = max(condition(cholesky(v)) for v in (s.xx, s.yy)) if primal else float("inf")
         single = torch.finfo(torch.float32).eps * worst < FP32_TOLERANCE
         self.means = s.mean_x, s.mean_y
-        self.dtype = accumulation_type(moments.input_dtype) if single else torch.float64  # of the gradients' products
+        self.dtype = accumulation_dtype(moments.input_dtype) if single else torch.float64  # of the gradients' products
         scale = -1 / (moments.count - 1)
         factors = 2 * scale, scale, 2 * scale
         self.xx, self.xy, self.yy = ((g * f).to(self.dtype) for g, f in zip((a.xx, a.xy, a.yy), factors))
-        return -a.sigma[:k].sum().to(accumulation_type(moments.input_dtype))
+        return -a.sigma[:k].sum().to(accumulation_dtype(moments.input_dtype))
 
     @torch.no_grad()
     def gradients(
@@ -72,7 +71,7 @@ class StreamedTraceNorm:
             xc, yc = (self._centred(v, mean) for v, mean in zip((x, y), self.means))
             gx = torch.addmm(xc @ self.xx, yc, self.xy.mT)
             gy = torch.addmm(yc @ self.yy, xc, self.xy)
-        narrow = accumulation_type(x.dtype)
+        narrow = accumulation_dtype(x.dtype)
         return gx.to(narrow), gy.to(narrow)
 
     def _centred(self, x: Tensor, mean: Tensor) -> Tensor:

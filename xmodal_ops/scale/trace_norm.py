@@ -73,19 +73,7 @@ def trace_norm_loss(
 class TraceNormLoss(nn.TraceNormLoss):
     """`trace_norm_loss` as a module. With `large_batch_loss`, every process may process its rows in chunks."""
 
-    def __init__(
-        self,
-        ridge: float | Sequence[float] = 1e-3,
-        top_k: int | None = None,
-        *,
-        group: dist.ProcessGroup | None = None,
-        averaged: bool = True,
-    ) -> None:
-        super().__init__(ridge, top_k)
-        self.group, self.averaged = group, averaged
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return trace_norm_loss(x, y, ridge=self.ridge, top_k=self.top_k, group=self.group, averaged=self.averaged)
+    function = staticmethod(trace_norm_loss)
 
     def stream(self) -> GlobalTraceNorm:
         """The loss in two passes over chunks."""

@@ -1,15 +1,15 @@
-"""Losses over the triplets of all processes: references go round in blocks, their gradients come back by a reduction.
+"""Losses over the triplets of all processes.
 
-Anchors stay where they are; the rows of one process after the other are broadcast as references. So a process holds
-its own rows and one block of others, O(m d / world), where the loss is a sum over pairs (`structure_preserving_loss`)
-or over the farthest and nearest (`triplets="batch_hard"`). The margin loss over all triplets ranks every reference of
-an anchor, and gathers the references, O(m d).
+Anchors stay on their process. The processes broadcast their references in turn, and a reduction returns the gradients
+of each such block to its owner. A loss that is a sum over pairs (`structure_preserving_loss`), or over the farthest and
+the nearest (`triplets="batch_hard"`), thus needs memory for its own rows and one block, O(m d / world). The margin loss
+over all triplets ranks all references of an anchor, and gathers them, O(m d).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,14 +17,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _checks
-from ..ops._library import full_precision
-from ..ops._pairs import poison, two_sets
-from ..ops.portable.triplets import accumulation_dtype, count_pairs, structure_weights
+from .._dtypes import accumulation_dtype, dtype_name, full_precision
+from ..ops.pairs import labelled_sets, nan_unless_finite
+from ..ops.portable.mining import TripletMining
+from ..ops.portable.pairs import count_positives
+from ..ops.portable.structure_preserving import StructurePreserving, pair_weights
+from ..ops.portable.triplet_margin import TripletMargin
+from ..ops.triplet_margin import TRIPLETS
+from ..ops.types import LabelledSets, PairSums, PairWeights
 from . import collective
 
 
-class _Job:
-    """The rows of all processes: how many there are of each, and how to pass them round."""
+class _DistributedRows:
+    """A set of rows that is distributed over the processes, in blocks of `sizes` rows."""
 
     def __init__(self, sizes: Sequence[int], group: dist.ProcessGroup | None) -> None:
         self.sizes, self.group = sizes, group
@@ -35,7 +40,7 @@ class _Job:
         return rank if self.group is None else dist.get_global_rank(self.group, rank)
 
     def blocks(self, own: Tensor) -> Iterator[Tensor]:
-        """The rows of rank 0, 1, …; the next ones are on their way while these are in use."""
+        """The rows of rank 0, 1, …; while a block is in use, the next one is being sent."""
 
         def send(rank: int) -> tuple[Tensor, Any]:
             rows = own.detach().contiguous() if rank == self.rank else own.new_empty(self.sizes[rank], *own.shape[1:])
@@ -55,7 +60,7 @@ class _Job:
         return torch.cat(list(self.blocks(own)))
 
     def reduce_to(self, rank: int, rows: Tensor) -> Tensor | None:
-        """On the given rank the sum of what all ranks hold, None on the others."""
+        """The sum of the rows of all ranks on the given rank, None on the others."""
         rows = rows.contiguous()
         with collective.answering():
             dist.reduce(rows, self._global(rank), group=self.group)
@@ -69,44 +74,63 @@ class _Job:
         return sums
 
 
+class _Batch(NamedTuple):
+    """This process's rows, and how those of all processes are distributed."""
+
+    sets: LabelledSets
+    anchors: _DistributedRows
+    refs: _DistributedRows
+    need_gradients: bool
+
+
 def _agree(
-    sets: tuple[Any, Any, Any, Any],
+    function: str,
+    sets: tuple[Tensor, Tensor, Tensor | None, Tensor | None],  # anchor, labels, ref, ref_labels
     names: tuple[str, str, str, str],
     options: dict[str, Any],
-    choices: Mapping[str, tuple[str, ...]],
+    choices: dict[str, tuple[str, ...]],
     group: dist.ProcessGroup | None,
-) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], _Job, _Job, bool]:
-    """Checked rows and labels of either set, the jobs of anchors and references, and whether gradients are wanted."""
+) -> _Batch:
+    """Checks the arguments, and that those which must be equal are so on all processes."""
     checked = []
 
     def describe() -> dict[str, Any]:
-        anchor, ref, labels, ref_labels = two_sets(*sets, names)
-        checked.append((anchor, ref, labels, ref_labels))
+        own = labelled_sets(*sets, names)
+        checked.append(own)
         for name, value in options.items():
             if name in choices:
                 _checks.choice(name, value, choices[name])
             elif name in ("margin", "gamma"):
                 _checks.non_negative(name, value)
+        labels = own.anchor_labels
         return {
-            "function": "structure_preserving_loss" if "gamma" in options else "triplet_margin_loss",
-            "columns": anchor.shape[1],
-            "dtype": str(anchor.dtype)[6:],
-            "kind of labels": f"{str(labels.dtype)[6:]} {list(labels.shape[1:])}",
-            "requires_grad": torch.is_grad_enabled() and (anchor.requires_grad or ref.requires_grad),
-            "rows": (len(anchor), len(ref)),
+            "function": function,
+            "columns": own.anchor.shape[1],
+            "dtype": dtype_name(own.anchor.dtype),
+            "kind of labels": f"{dtype_name(labels.dtype)} {list(labels.shape[1:])}",
+            "requires_grad": torch.is_grad_enabled() and (own.anchor.requires_grad or own.ref.requires_grad),
+            "rows": (len(own.anchor), len(own.ref)),
             **options,
         }
 
     headers = collective.agree(describe, group)
     anchors, refs = zip(*(header["rows"] for header in headers))
-    return checked[0], _Job(anchors, group), _Job(refs, group), headers[0]["requires_grad"]
+    rows = _DistributedRows(anchors, group), _DistributedRows(refs, group)
+    return _Batch(checked[0], *rows, headers[0]["requires_grad"])
 
 
 class _Loss(torch.autograd.Function):
-    """A value whose gradients were formed with it."""
+    """A value whose gradients were computed with it."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, ref: Tensor, value: Tensor, grad_anchor: Tensor, grad_ref: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        anchor: Tensor,  # (m, d)
+        ref: Tensor,  # (n, d)
+        value: Tensor,  # scalar
+        grad_anchor: Tensor,  # (m, d) in the accumulation dtype
+        grad_ref: Tensor,  # (n, d)
+    ) -> Tensor:
         ctx.save_for_backward(grad_anchor, grad_ref)
         ctx.dtype = anchor.dtype
         return value.clone()
@@ -131,47 +155,50 @@ def structure_preserving_loss(
     group: dist.ProcessGroup | None = None,
     averaged: bool = True,
 ) -> Tensor:
-    """`xmodal_ops.structure_preserving_loss` of the images and texts of all processes.
+    """`xmodal_ops.structure_preserving_loss` over the images and texts of all processes.
 
     Args:
-        image, text, image_labels, text_labels: this process's rows, at least one of either.
-        margin, gamma, reduction: as there, the same on every rank.
+        image, text, image_labels, text_labels: the rows of this process, at least one image and one text.
+        margin, gamma, reduction: as in the op, the same on every rank.
         group: the processes that share the batch; all by default.
-        averaged: gradients will be averaged over the group, as DistributedDataParallel does. False: summed.
+        averaged: whether gradients will be averaged over the group, as by DistributedDataParallel, or summed.
 
     Returns:
         The scalar loss of all rows, the same on every rank; differentiable once.
 
     Raises:
-        ValueError, TypeError: on every rank, where arguments do not fit on one or differ between ranks.
-        RuntimeError: another process died or did not answer within the group's timeout; or there is no group.
+        ValueError, TypeError: an argument is invalid on one rank, or differs between ranks; raised on every rank.
+        RuntimeError: a process died or did not answer within the group's timeout, or there is no group.
 
-    For m images and texts in all: time O(m² d / world), memory O(m d / world + m labels), communication O(m d).
+    For m images and texts in total: time O(m² d / world), memory O(m d / world + m labels), communication O(m d).
     """
-    options = {"margin": margin, "gamma": gamma, "reduction": reduction}
-    names = ("image", "image_labels", "text", "text_labels")
-    choices = {"reduction": ("mean", "sum")}
-    sets = image, image_labels, text, text_labels
-    (image, text, il, tl), images, texts, need = _agree(sets, names, options, choices, group)
+    batch = _agree(
+        "structure_preserving_loss",
+        (image, image_labels, text, text_labels),
+        ("image", "image_labels", "text", "text_labels"),
+        {"margin": margin, "gamma": gamma, "reduction": reduction},
+        {"reduction": ("mean", "sum")},
+        group,
+    )
+    sets, images, texts, need = batch
     with torch.no_grad(), full_precision(image.device):
-        # Counts of partners among all rows, and with them the weights of every row, from labels alone.
-        all_tl = texts.gather(tl)
-        of_images = images.gather(count_pairs(il, all_tl)[0])
-        of_texts = texts.gather(count_pairs(images.gather(il), tl)[1])
-        weights = structure_weights(of_images, of_texts, gamma, reduction == "mean")
-        mine = slice(images.start, images.start + len(image))
+        # The labels of all rows give the numbers of positives, and these the weights of every row.
+        all_text_labels = texts.gather(sets.ref_labels)
+        of_images = images.gather(count_positives(sets.anchor_labels, all_text_labels)[0])
+        of_texts = texts.gather(count_positives(images.gather(sets.anchor_labels), sets.ref_labels)[1])
+        weights = pair_weights(of_images, of_texts, StructurePreserving(margin, gamma, reduction))
+        own = slice(images.start, images.start + len(image))
         value = torch.zeros((), dtype=torch.float64, device=image.device)
-        wide = accumulation_dtype(image)
+        wide = accumulation_dtype(image.dtype)
         grad_image, grad_text = torch.zeros_like(image, dtype=wide), torch.zeros_like(text, dtype=wide)
         start = 0
         for rank, block in enumerate(texts.blocks(text)):
             rows = slice(start, start + len(block))
             start += len(block)
+            pairs = LabelledSets(image, block, sets.anchor_labels, all_text_labels[rows])
+            of_pairs = PairWeights(weights.pull[own], weights.push[own], weights.pull_ref[rows], weights.push_ref[rows])
             part, _, grad, grad_block = torch.ops.xmodal.weighted_structure_preserving(
-                *(image, block, il, all_tl[rows]),
-                *(w[mine] for w in weights[:2]),
-                *(w[rows] for w in weights[2:]),
-                *(margin, need, need),
+                *pairs, *of_pairs, margin, need, need
             )
             value += part
             if need:
@@ -196,113 +223,135 @@ def triplet_margin_loss(
     group: dist.ProcessGroup | None = None,
     averaged: bool = True,
 ) -> Tensor:
-    """`xmodal_ops.triplet_margin_loss` of the anchors and references of all processes.
+    """`xmodal_ops.triplet_margin_loss` over the anchors and references of all processes.
 
     Args:
-        anchor, labels, ref, ref_labels: this process's rows, at least one of either set.
-        margin, triplets: as there, the same on every rank.
+        anchor, labels, ref, ref_labels: the rows of this process, at least one of either set.
+        margin, triplets: as in the op, the same on every rank.
         reduction: "mean_active", "mean" or "sum", over the triplets of all processes.
         group: the processes that share the batch; all by default.
-        averaged: gradients will be averaged over the group, as DistributedDataParallel does. False: summed.
+        averaged: whether gradients will be averaged over the group, as by DistributedDataParallel, or summed.
 
     Returns:
         The scalar loss of all rows, the same on every rank; differentiable once.
 
     Raises:
-        ValueError, TypeError: on every rank, where arguments do not fit on one or differ between ranks.
-        RuntimeError: another process died or did not answer within the group's timeout; or there is no group.
+        ValueError, TypeError: an argument is invalid on one rank, or differs between ranks; raised on every rank.
+        RuntimeError: a process died or did not answer within the group's timeout, or there is no group.
 
-    For m anchors and references in all: time O(m² (d + log m) / world), communication O(m d), and memory O(m d / world)
+    For m anchors and references in total: time O(m² (d + log m) / world), communication O(m d). Memory O(m d / world)
     for "batch_hard", O(m d) for the others.
     """
-    options = {"margin": margin, "triplets": triplets, "reduction": reduction, "references": ref is not None}
-    names = ("anchor", "labels", "ref", "ref_labels")
-    choices = {
-        "triplets": ("all", "hard", "semihard", "batch_hard"),
-        "reduction": ("mean_active", "mean", "sum"),
-    }
-    own = ref is None
-    sets = anchor, labels, ref, ref_labels
-    (anchor, others, al, rl), anchors, refs, need = _agree(sets, names, options, choices, group)
+    batch = _agree(
+        "triplet_margin_loss",
+        (anchor, labels, ref, ref_labels),
+        ("anchor", "labels", "ref", "ref_labels"),
+        {"margin": margin, "triplets": triplets, "reduction": reduction, "references": ref is not None},
+        {"triplets": TRIPLETS, "reduction": ("mean_active", "mean", "sum")},
+        group,
+    )
+    sets, anchors, _, _ = batch
+    options = TripletMargin(margin, triplets, exclude_diagonal=ref is None)
     with torch.no_grad(), full_precision(anchor.device):
-        if triplets == "batch_hard":
-            total, active, number, grad_anchor, grad_ref = _batch_hard(anchor, others, al, rl, margin, own, need, refs)
-        else:
-            total, active, number, grad_anchor, grad_ref = _margin(
-                anchor, others, al, rl, margin, triplets, own, need, refs
-            )
-        total, active, number = anchors.total(total, active, number).unbind()
+        own = (_batch_hard if triplets == "batch_hard" else _all_triplets)(batch, options)
+        total, active, number = anchors.total(own.loss, own.active, own.triplets).unbind()
         count = {"mean_active": active, "mean": number, "sum": torch.ones_like(active)}[reduction].clamp(min=1)
         scale = (anchors.world if averaged else 1) / count
-        value = (total / count).to(accumulation_dtype(anchor))
-        # NaN in any process's rows: no gradient means anything.
+        value = (total / count).to(accumulation_dtype(anchor.dtype))
+        # If any process has a row that is not finite, every gradient is NaN.
         scale = (scale + 0 * total).to(value.dtype)
-    loss: Tensor = _Loss.apply(anchor, others, value, grad_anchor * scale, grad_ref * scale)
+    loss: Tensor = _Loss.apply(sets.anchor, sets.ref, value, own.grad_anchor * scale, own.grad_ref * scale)
     return loss
 
 
-def _margin(
-    anchor: Tensor, ref: Tensor, al: Tensor, rl: Tensor, margin: float, kind: str, own: bool, need: bool, refs: _Job
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Of this process's anchors: loss, active triplets, triplets; gradients of the anchors and of its references."""
-    # The process's own references first, so that the diagonal is where the op looks for it.
+class _OwnTriplets(NamedTuple):
+    """The triplets of this process's anchors: scalar sums, the gradient of its anchors, and of its references."""
+
+    loss: Tensor
+    active: Tensor
+    triplets: Tensor
+    grad_anchor: Tensor  # (m, d)
+    grad_ref: Tensor  # (n, d), from the triplets of all processes
+
+
+def _all_triplets(batch: _Batch, options: TripletMargin) -> _OwnTriplets:
+    """Gathers the references of all processes: the op ranks them per anchor."""
+    sets, _, refs, need = batch
+    # The process's own references first, so that its pairs (i, i) lie on the diagonal.
     order = [*range(refs.rank, refs.world), *range(refs.rank)]
 
     def gathered(rows: Tensor) -> Tensor:
         blocks = list(refs.blocks(rows))
         return torch.cat([blocks[rank] for rank in order])
 
-    every, labels = gathered(ref), gathered(rl)
-    sums, grad_anchor, grad_every = torch.ops.xmodal.triplet_margin(
-        anchor, every, al, labels, None, margin, kind, own, need, need
-    )
+    every = LabelledSets(sets.anchor, gathered(sets.ref), sets.anchor_labels, gathered(sets.ref_labels))
+    sums, grad_anchor, grad_every = torch.ops.xmodal.triplet_margin(*every, None, *options, need, need)
     del every
-    grad_ref = torch.zeros_like(ref, dtype=accumulation_dtype(ref))
+    grad_ref = torch.zeros_like(sets.ref, dtype=accumulation_dtype(sets.ref.dtype))
     if need:
         blocks = dict(zip(order, grad_every.split([refs.sizes[rank] for rank in order])))
         for rank in range(refs.world):
             reduced = refs.reduce_to(rank, blocks[rank])
             grad_ref = grad_ref if reduced is None else reduced
     else:
-        grad_anchor = torch.zeros_like(anchor, dtype=accumulation_dtype(anchor))
-    return sums[0].sum(), sums[1].sum(), (sums[2] * sums[3]).sum(), grad_anchor, grad_ref
+        grad_anchor = torch.zeros_like(sets.anchor, dtype=accumulation_dtype(sets.anchor.dtype))
+    of = PairSums(*sums)
+    return _OwnTriplets(of.loss.sum(), of.active.sum(), of.triplets(), grad_anchor, grad_ref)
 
 
-def _batch_hard(
-    anchor: Tensor, ref: Tensor, al: Tensor, rl: Tensor, margin: float, own: bool, need: bool, refs: _Job
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The same with each anchor's farthest positive and nearest negative, sought block by block."""
-    wide, m = accumulation_dtype(anchor), len(anchor)
-    best = {
-        sign: (anchor.new_full((m,), -torch.inf, dtype=wide), al.new_full((m,), -1), al.new_full((m,), -1))
-        for sign in (1, -1)  # of positives the distance, of negatives minus the distance is to be large
-    }
-    for rank, (block, labels) in enumerate(zip(refs.blocks(ref), refs.gather(rl).split(list(refs.sizes)))):
-        found = torch.ops.xmodal.mine_triplets(
-            anchor, block, al, labels, "hard", "hard", False, torch.inf, None, own and rank == refs.rank
+class _Hardest:
+    """Each anchor's hardest reference so far: the farthest positive (sign 1) or the nearest negative (sign −1)."""
+
+    def __init__(self, sets: LabelledSets, sign: int) -> None:
+        m, dtype = len(sets.anchor), accumulation_dtype(sets.anchor.dtype)
+        self.sign = sign
+        self.score = sets.anchor.new_full((m,), -torch.inf, dtype=dtype)  # sign × distance: the largest wins
+        self.rank = sets.anchor_labels.new_full((m,), -1)  # of the process that owns the reference
+        self.index = sets.anchor_labels.new_full((m,), -1)  # of its row there
+
+    def update(
+        self,
+        rank: int,
+        index: Tensor,  # (m,), −1 if there is none
+        distance: Tensor,  # (m,)
+    ) -> None:
+        score = self.sign * distance
+        better = (index >= 0) & (score > self.score)
+        self.score = score.where(better, self.score)
+        self.rank = torch.where(better, rank, self.rank)
+        self.index = index.where(better, self.index)
+
+
+def _batch_hard(batch: _Batch, options: TripletMargin) -> _OwnTriplets:
+    """Updates each anchor's farthest positive and nearest negative block by block; a second round gives gradients."""
+    sets, _, refs, need = batch
+    anchor, ref = sets.anchor, sets.ref
+    wide = accumulation_dtype(anchor.dtype)
+    positive, negative = _Hardest(sets, 1), _Hardest(sets, -1)
+    blocks_of_labels = refs.gather(sets.ref_labels).split(list(refs.sizes))
+    for rank, (block, labels) in enumerate(zip(refs.blocks(ref), blocks_of_labels)):
+        pairs = LabelledSets(anchor, block, sets.anchor_labels, labels)
+        rule = TripletMining(
+            "hard", "hard", "chosen_positive", torch.inf, options.exclude_diagonal and rank == refs.rank
         )
-        for sign, index, distance in ((1, found[0], found[2]), (-1, found[1], found[3])):
-            score, ranks, places = best[sign]
-            better = (index >= 0) & (sign * distance > score)
-            best[sign] = (
-                (sign * distance).where(better, score),
-                torch.where(better, rank, ranks),
-                index.where(better, places),
-            )
-    (d_ap, *_), (minus_d_an, *_) = best[1], best[-1]
-    valid = d_ap.isfinite() & minus_d_an.isfinite()
-    terms = (margin + d_ap + minus_d_an).relu().where(valid, 0.0)
-    total = terms.double().sum() * poison(anchor, ref)
+        positive_idx, negative_idx, d_ap, d_an, _, _ = torch.ops.xmodal.mine_triplets(*pairs, *rule, None)
+        positive.update(rank, positive_idx, d_ap)
+        negative.update(rank, negative_idx, d_an)
+    valid = positive.score.isfinite() & negative.score.isfinite()
+    terms = (options.margin + positive.score + negative.score).relu().where(valid, 0.0)
+    total = terms.double().sum() * nan_unless_finite(anchor, ref)
     grad_anchor, grad_ref = torch.zeros_like(anchor, dtype=wide), torch.zeros_like(ref, dtype=wide)
     if need:
         for rank, block in enumerate(refs.blocks(ref)):
             grad_block = torch.zeros_like(block, dtype=wide)
-            for score, ranks, places in best.values():
-                (rows,) = ((ranks == rank) & (terms > 0) & (score != 0)).nonzero(as_tuple=True)
-                # ± ∂d/∂a = ± (a − r) / d, and ± d is the score
-                slope = (anchor[rows].to(wide) - block[places[rows]].to(wide)) * (1 / score[rows])[:, None]
+            for hardest in (positive, negative):
+                active = (hardest.rank == rank) & (terms > 0) & (hardest.score != 0)
+                (rows,) = active.nonzero(as_tuple=True)
+                index, score = hardest.index[rows], hardest.score[rows]
+                # sign × ∂d/∂a = sign × (a − r) / d = (a − r) / score, as sign is ±1
+                slope = (anchor[rows].to(wide) - block[index].to(wide)) * (1 / score)[:, None]
                 grad_anchor.index_add_(0, rows, slope)
-                grad_block.index_put_((places[rows],), -slope, accumulate=True)
+                grad_block.index_put_((index,), -slope, accumulate=True)
             reduced = refs.reduce_to(rank, grad_block)
             grad_ref = grad_ref if reduced is None else reduced
-    return total, (terms > 0).sum(), valid.sum(), grad_anchor, grad_ref
+    return _OwnTriplets(total, (terms > 0).sum(), valid.sum(), grad_anchor, grad_ref)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..portable.covariance import accumulation_type
+from ..._dtypes import accumulation_dtype
+from .._library import implement
 from .driver import Product, Term, column_means, fast_double, product, products, rows
 from .iterations import lyapunov, symmetric_roots
 
@@ -31,15 +32,17 @@ def moments(
     return xx, xy, yy, shifts
 
 
+@implement("covariance", "CUDA", "kernels")
 def covariance(x: Tensor, y: Tensor | None, rx: float, ry: float) -> tuple[Tensor, ...]:
     x, y = rows(x), None if y is None else rows(y)
-    xx, xy, yy, shifts = moments(x, y, rx, ry, accumulation_type(x.dtype))
+    xx, xy, yy, shifts = moments(x, y, rx, ry, accumulation_dtype(x.dtype))
     means = [shift[0].clone() for shift in shifts]
     if xy is None or yy is None:
         return xx, xx.new_empty(0), xx.new_empty(0), means[0], xx.new_empty(0)
     return xx, xy, yy, means[0], means[1]
 
 
+@implement("covariance_backward", "CUDA", "kernels")
 def covariance_backward(
     x: Tensor, y: Tensor | None, gxx: Tensor, gxy: Tensor, gyy: Tensor, gmx: Tensor, gmy: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -48,12 +51,12 @@ def covariance_backward(
     x = rows(x)
     gx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if y is None:
-        (sx,) = column_means(x, dtype=accumulation_type(x.dtype))
+        (sx,) = column_means(x, dtype=accumulation_dtype(x.dtype))
         products("nn", Product((Term(x, gxx + gxx.mT, sx),), gx, alpha=scale, beta=1.0 / m, add=gmx))
         return gx, x.new_empty(0)
     y = rows(y)
     gy = torch.empty(y.shape, dtype=y.dtype, device=y.device)
-    sx, sy = column_means(x, y, dtype=accumulation_type(x.dtype))
+    sx, sy = column_means(x, y, dtype=accumulation_dtype(x.dtype))
     for_x = Term(x, gxx + gxx.mT, sx), Term(y, gxy.mT.contiguous(), sy)
     for_y = Term(y, gyy + gyy.mT, sy), Term(x, gxy.contiguous(), sx)
     products(
@@ -86,9 +89,10 @@ def inverse_factor(s: Tensor) -> Tensor:
 
 def _whitening_type(x: Tensor, zca: bool) -> torch.dtype:
     """ZCA is in fp64 throughout: nothing may wait to see whether fp32 carries this covariance's inverse root."""
-    return torch.float64 if zca else accumulation_type(x.dtype)
+    return torch.float64 if zca else accumulation_dtype(x.dtype)
 
 
+@implement("whiten", "CUDA", "kernels")
 def whiten(x: Tensor, ridge: float, zca: bool) -> Tensor:
     x = rows(x)
     xx, _, _, (shift,) = moments(x, None, ridge, 0.0, _whitening_type(x, zca))
@@ -97,6 +101,7 @@ def whiten(x: Tensor, ridge: float, zca: bool) -> Tensor:
     return out
 
 
+@implement("whiten_backward", "CUDA", "kernels")
 def whiten_backward(grad: Tensor, x: Tensor, ridge: float, zca: bool) -> Tensor:
     """(G − mean G) Aᵀ + 2 Xc GS/(m − 1) with
 

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..portable.triplets import accumulation_dtype
+from ..._dtypes import accumulation_dtype
+from .._library import implement
+from ..portable.mining import TripletMining
+from ..types import LabelledSets
 from . import driver
 from .driver import address, choose_tile, column_means, matrix, processors, rows, stream
 
@@ -43,24 +46,17 @@ class LabelledPairs:
         )
 
 
-def mine_triplets(
-    anchor: Tensor,
-    ref: Tensor,
-    anchor_labels: Tensor,
-    ref_labels: Tensor,
-    positive: str,
-    negative: str,
-    beyond_hardest: bool,
-    margin: float,
-    seed: Tensor | None,
-    exclude_diagonal: bool,
-) -> tuple[Tensor, ...]:
+@implement("mine_triplets", "CUDA", "kernels")
+def mine_triplets(sets: LabelledSets, options: TripletMining, seed: Tensor | None) -> tuple[Tensor, ...]:
     """Seven launches; semihard negatives, which need to know the positives, take a second pass over the tiles."""
+    anchor, ref, anchor_labels, ref_labels = sets
+    positive, negative, semihard, margin, exclude_diagonal = options
+    beyond_hardest = semihard == "hardest_positive"
     anchor, ref = rows(anchor), rows(ref)
     m, n = anchor.shape[0], ref.shape[0]
     # Any one shift leaves distances as they are; with about the mean less is lost in |a|² + |r|² − 2 a·r.
     # Where that is not finite, none.
-    (shift,) = column_means(ref, dtype=accumulation_dtype(anchor))
+    (shift,) = column_means(ref, dtype=accumulation_dtype(anchor.dtype))
     shift = shift.nan_to_num_(0.0, 0.0, 0.0)
     pairs = LabelledPairs(anchor, ref, anchor_labels, ref_labels, exclude_diagonal, shift)
     tile = choose_tile([((m, n), False)], pairs.wide, processors(anchor))

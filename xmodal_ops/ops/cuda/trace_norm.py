@@ -1,14 +1,14 @@
-"""The trace norm by the CUDA kernels; see csrc/cuda/trace_norm.cuh and reference/trace_norm.py for the formulas."""
+"""The trace norm by the CUDA kernels; see csrc/cuda/trace_norm.cuh and portable/trace_norm.py for the formulas."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..canonical_correlations import _backward as portable_correlations_backward
-from ..canonical_correlations import _forward as portable_correlations
+from ..._dtypes import accumulation_dtype
+from .._library import implement
+from ..portable import canonical_correlations as portable_correlations
 from ..portable import trace_norm as portable
-from ..portable.covariance import accumulation_type
 from . import driver
 from .covariance import factor, inverse_factor, moments
 from .driver import Product, Term, column_means, matrix, product, products, rows, stream
@@ -21,6 +21,7 @@ ONE_LAUNCH_ROWS = 512  # rows up to which it does the covariances, too; any numb
 Adjoints = tuple[Tensor, Tensor, Tensor, Tensor]  # 2 Gxx/(m − 1), Gxy/(m − 1), its transpose, 2 Gyy/(m − 1)
 
 
+@implement("trace_norm", "CUDA", "kernels")
 def trace_norm(
     x: Tensor, y: Tensor, rx: float, ry: float, top_k: int, need_x: bool, need_y: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,7 +37,7 @@ def trace_norm(
     if not rotates(x, y):
         return portable.trace_norm(x, y, rx, ry, top_k, need_x, need_y)
     sigma, gx, gy = _by_sides(x, y, rx, ry, _ones(x, top_k), need_x, need_y)
-    return sigma[:top_k].sum().to(accumulation_type(x.dtype)), gx, gy
+    return sigma[:top_k].sum().to(accumulation_dtype(x.dtype)), gx, gy
 
 
 def _ones(x: Tensor, count: int) -> Tensor:
@@ -92,9 +93,10 @@ def small(x: Tensor, y: Tensor, rx: float, ry: float, top_k: int = 0) -> tuple[T
     shapes = (dx, dx), (dx, dy), (dy, dx), (dy, dy)
     gxx, gxy, gyx, gyy = (x.new_empty((*batch, *shape), dtype=dtype) for shape in shapes)
     shifts = _one_block(x, y, rx, ry, top_k, None, value, gxx, gxy, gyx, gyy)
-    return value.to(accumulation_type(x.dtype)), (gxx, gxy, gyx, gyy), shifts
+    return value.to(accumulation_dtype(x.dtype)), (gxx, gxy, gyx, gyy), shifts
 
 
+@implement("canonical_correlations", "CUDA", "kernels")
 def canonical_correlations(x: Tensor, y: Tensor, rx: float, ry: float, top_k: int) -> Tensor:
     if by_one_block(x, y):
         sigma = x.new_empty(min(x.shape[1], y.shape[1]), dtype=_small_type(x, y))
@@ -103,20 +105,21 @@ def canonical_correlations(x: Tensor, y: Tensor, rx: float, ry: float, top_k: in
         found = _by_sides(x, y, rx, ry, _ones(x, 1), False, False)[0]
         sigma = torch.nn.functional.pad(found, (0, max(0, top_k - len(found))))
     else:
-        return portable_correlations(x, y, rx, ry, top_k)
-    return sigma[:top_k].to(accumulation_type(x.dtype))
+        return portable_correlations.canonical_correlations(x, y, rx, ry, top_k)
+    return sigma[:top_k].to(accumulation_dtype(x.dtype))
 
 
+@implement("canonical_correlations_backward", "CUDA", "kernels")
 def canonical_correlations_backward(grad: Tensor, x: Tensor, y: Tensor, rx: float, ry: float) -> tuple[Tensor, Tensor]:
     if not rotates(x, y):
-        return portable_correlations_backward(grad, x, y, rx, ry)
+        return portable_correlations.canonical_correlations_backward(grad, x, y, rx, ry)
     _, gx, gy = _by_sides(x, y, rx, ry, grad.double(), True, True)
     return gx, gy
 
 
 def _small_type(x: Tensor, y: Tensor) -> torch.dtype:
     wide = max(x.shape[-1], y.shape[-1]) <= SMALL_DOUBLE and driver.fast_double(x)
-    return torch.float64 if wide else accumulation_type(x.dtype)
+    return torch.float64 if wide else accumulation_dtype(x.dtype)
 
 
 def _one_block(
@@ -153,7 +156,7 @@ def _one_block(
 def large(x: Tensor, y: Tensor, rx: float, ry: float, weights: Tensor | None) -> tuple[Tensor, Adjoints, list[Tensor]]:
     """Primal side with matrices in device memory."""
     scale = 1.0 / (x.shape[0] - 1)
-    dtype = accumulation_type(x.dtype) if weights is None else torch.float64
+    dtype = accumulation_dtype(x.dtype) if weights is None else torch.float64
     sxx, sxy, syy, shifts = moments(x, y, rx, ry, dtype)
     assert sxy is not None and syy is not None
     ix, iy = inverse_factor(sxx), inverse_factor(syy)
@@ -187,7 +190,7 @@ def dual(
     # (1, …, 1), which centring makes a null vector of both, gets the eigenvalue 1: nothing there can grow.
     if weights is None:
         root, inverse = roots(hx @ hy + 1.0 / m)
-        value = (root.diagonal().sum() - 1.0).to(accumulation_type(x.dtype))
+        value = (root.diagonal().sum() - 1.0).to(accumulation_dtype(x.dtype))
         for_x, for_y = hy @ inverse, inverse @ hx
     else:
         fx, fy = factor(hx + 1.0 / m), factor(hy + 1.0 / m)
@@ -232,7 +235,7 @@ def mixed(
     bh = b @ hx
     if weights is None:
         root, inverse = roots(bh @ b.mT)
-        value = root.diagonal().sum().to(accumulation_type(x.dtype))
+        value = root.diagonal().sum().to(accumulation_dtype(x.dtype))
     else:  # A = T Tᵀ with T = B F, H = F Fᵀ; the columns of B sum to 0
         value, u, _, over_sigma = _weighted_pairs(b @ factor(hx + 1.0 / x.shape[0]), weights)
         inverse = u * over_sigma @ u.mT
@@ -255,7 +258,7 @@ def _results(x: Tensor, y: Tensor, need_x: bool, need_y: bool) -> tuple[Tensor, 
 def _kernel_type(x: Tensor, weights: Tensor | None) -> torch.dtype:
     """fp64 where it is fast: K loses m·ε of its smallest eigenvalues' digits, and costs little beside the rest."""
     wide = weights is not None or driver.fast_double(x)
-    return torch.float64 if wide else accumulation_type(x.dtype)
+    return torch.float64 if wide else accumulation_dtype(x.dtype)
 
 
 def _kernel(x: Tensor, shift: Tensor) -> Tensor:

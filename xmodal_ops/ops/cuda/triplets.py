@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..portable.triplets import accumulation_dtype, count_pairs, structure_weights
+from ..._dtypes import accumulation_dtype
+from .._library import implement
+from ..portable.structure_preserving import StructurePreserving, label_weights
+from ..portable.triplet_margin import TripletMargin
+from ..types import LabelledSets, Needs, PairWeights
 from . import driver
 from .driver import Product, Term, address, choose_tile, processors, products, rows
 from .mining import LabelledPairs
@@ -22,38 +26,17 @@ TRIPLETS = {"all": 0, "hard": 1, "semihard": 2}
 Weigh = Callable[[LabelledPairs, Any, Any], None]
 
 
-def structure_preserving(
-    anchor: Tensor,
-    ref: Tensor,
-    anchor_labels: Tensor,
-    ref_labels: Tensor,
-    margin: float,
-    gamma: float,
-    mean: bool,
-    need_anchor: bool,
-    need_ref: bool,
-) -> tuple[Tensor, ...]:
-    weights = structure_weights(*count_pairs(anchor_labels, ref_labels), gamma, mean)
-    return weighted_structure_preserving(
-        anchor, ref, anchor_labels, ref_labels, *weights, margin, need_anchor, need_ref
-    )
+@implement("structure_preserving", "CUDA", "kernels")
+def structure_preserving(sets: LabelledSets, options: StructurePreserving, needs: Needs) -> tuple[Tensor, ...]:
+    return weighted_structure_preserving(sets, label_weights(sets, options), options.margin, needs)
 
 
+@implement("weighted_structure_preserving", "CUDA", "kernels")
 def weighted_structure_preserving(
-    anchor: Tensor,
-    ref: Tensor,
-    anchor_labels: Tensor,
-    ref_labels: Tensor,
-    pull: Tensor,
-    push: Tensor,
-    pull_ref: Tensor,
-    push_ref: Tensor,
-    margin: float,
-    need_anchor: bool,
-    need_ref: bool,
+    sets: LabelledSets, weights: PairWeights, margin: float, needs: Needs
 ) -> tuple[Tensor, ...]:
-    dtype = accumulation_dtype(anchor)
-    weights = [w.detach().to(dtype).contiguous() for w in (pull, push, pull_ref, push_ref)]
+    dtype = accumulation_dtype(sets.anchor.dtype)
+    weights = PairWeights(*(w.detach().to(dtype).contiguous() for w in weights))
     coefficients = [w.data_ptr() for w in weights]
 
     def weigh(pairs: LabelledPairs, chunk: Any, out: Any) -> None:
@@ -61,28 +44,22 @@ def weighted_structure_preserving(
             pairs.native, chunk, *coefficients, margin, out, pairs.wide, pairs.stream
         )
 
-    sums, *gradients = _sweep(anchor, ref, anchor_labels, ref_labels, False, weigh, need_anchor, need_ref)
+    sums, *gradients = _sweep(*sets, False, weigh, *needs)
     totals = sums.sum(1)
     return totals[0].to(dtype), totals[1:].clone(), *gradients
 
 
+@implement("triplet_margin", "CUDA", "kernels")
 def triplet_margin(
-    anchor: Tensor,
-    ref: Tensor,
-    anchor_labels: Tensor,
-    ref_labels: Tensor,
-    weight: Tensor | None,
-    margin: float,
-    triplets: str,
-    exclude_diagonal: bool,
-    need_anchor: bool,
-    need_ref: bool,
+    sets: LabelledSets, weight: Tensor | None, options: TripletMargin, needs: Needs
 ) -> tuple[Tensor, ...]:
+    anchor, ref = sets.anchor, sets.ref
+    margin, triplets, exclude_diagonal = options
     weight = None if weight is None else weight.detach().double().contiguous()
     capacity = 1 << (ref.shape[0] - 1).bit_length()
     in_shared = min(capacity, IN_SHARED)
     workspace = min(_step(ref), anchor.shape[0]) if capacity > in_shared else 0
-    ranked = ref.new_empty(workspace, capacity, dtype=accumulation_dtype(ref))
+    ranked = ref.new_empty(workspace, capacity, dtype=accumulation_dtype(ref.dtype))
     counts = ref.new_empty(workspace, 2 if triplets == "semihard" else 1, capacity, dtype=torch.int32)
 
     def weigh(pairs: LabelledPairs, chunk: Any, out: Any) -> None:
@@ -100,7 +77,7 @@ def triplet_margin(
             pairs.stream,
         )
 
-    return _sweep(anchor, ref, anchor_labels, ref_labels, exclude_diagonal, weigh, need_anchor, need_ref)
+    return _sweep(*sets, exclude_diagonal, weigh, *needs)
 
 
 def _shift(anchor: Tensor, ref: Tensor) -> Tensor:
@@ -121,7 +98,7 @@ def _stride(ref: Tensor) -> int:
 
 def _step(ref: Tensor) -> int:
     """How many anchors a chunk has."""
-    affordable = PAIRS_LIMIT // (_stride(ref) * accumulation_dtype(ref).itemsize)
+    affordable = PAIRS_LIMIT // (_stride(ref) * accumulation_dtype(ref.dtype).itemsize)
     return max(1, affordable // LEAST_ROWS) * LEAST_ROWS
 
 
@@ -140,7 +117,7 @@ def _sweep(
     ∂/∂a_i = (Σ_j w_ij) a_i − (W r)_i,   ∂/∂r_j = (Σ_i w_ij) r_j − (Wᵀ a)_j,   a and r shifted.
     """
     anchor, ref = rows(anchor.detach()), rows(ref.detach())
-    m, n, dtype = anchor.shape[0], ref.shape[0], accumulation_dtype(anchor)
+    m, n, dtype = anchor.shape[0], ref.shape[0], accumulation_dtype(anchor.dtype)
     high = _shift(anchor, ref).to(dtype)
     shift = torch.stack((high, torch.zeros_like(high)))
     pairs = LabelledPairs(anchor, ref, anchor_labels, ref_labels, exclude_diagonal, shift)

@@ -1,1 +1,1 @@
-"""The maths in plain torch: the readable statement, the test oracle, and the path of devices without kernels."""
+"""The ops in plain torch, one per file: the maths, readable, and the path of every device without kernels."""

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-HALVES = (torch.float16, torch.bfloat16)
-# Width of the column blocks in which `gram` leaves out the upper triangle: below, a product is too thin to pay.
+from ..._dtypes import accumulation_dtype
+from ..types import Covariance
+
+# Width of the column blocks in which `gram` skips the upper triangle; narrower products are too slow to gain from it.
 _BLOCK = 256
 
 
-class Covariance(NamedTuple):
-    """Second moments of one or two views: xx (dx, dx), xy (dx, dy), yy (dy, dy), and the column means."""
-
-    xx: Tensor
-    xy: Tensor | None
-    yy: Tensor | None
-    mean_x: Tensor
-    mean_y: Tensor | None
-
-
-def accumulation_type(dtype: torch.dtype) -> torch.dtype:
-    """Half inputs are accumulated in fp32; the others in their own type."""
-    return torch.float32 if dtype in HALVES else dtype
-
-
-def center(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The centred columns of x and their means, exact to rounding even where |mean| >> deviation."""
+def center(
+    x: Tensor,  # (m, d)
+) -> tuple[Tensor, Tensor]:
+    """The centred columns of x and their means, exact to rounding even if |mean| >> deviation."""
     coarse = x.mean(0)
-    xc = x - coarse  # exact for nearby numbers: what rounding took from the mean is the mean that is left
+    xc = x - coarse  # exact for nearby numbers, so the rounding error of the mean is the mean that remains
     rest = xc.mean(0)
     return xc.sub_(rest), coarse + rest
 
 
-def gram(x: Tensor) -> Tensor:
-    """xᵀx, of which only the blocks on and below the diagonal are computed."""
+def gram(
+    x: Tensor,  # (m, d)
+) -> Tensor:
+    """xᵀx (d, d); only the blocks on and below the diagonal are computed, the others mirrored."""
     d = x.shape[1]
     if d < 2 * _BLOCK:
         return x.mT @ x
@@ -49,15 +38,23 @@ def gram(x: Tensor) -> Tensor:
     return s
 
 
-def ridged(s: Tensor, ridge: float) -> Tensor:
-    """s with the ridge added to its diagonal, in place."""
+def ridged(
+    s: Tensor,  # (d, d)
+    ridge: float,
+) -> Tensor:
+    """Adds the ridge to the diagonal of s, in place."""
     s.diagonal().add_(ridge)
     return s
 
 
-def covariance(x: Tensor, y: Tensor | None, rx: float, ry: float) -> Covariance:
-    """Moments of x (m, dx) and y (m, dy) with the ridges rx and ry on the diagonals."""
-    wide = accumulation_type(x.dtype)
+def covariance(
+    x: Tensor,  # (m, dx)
+    y: Tensor | None,  # (m, dy)
+    rx: float,
+    ry: float,
+) -> Covariance:
+    """Moments of x and y with the ridges rx and ry on the diagonals."""
+    wide = accumulation_dtype(x.dtype)
     xc, mean_x = center(x.to(wide))
     scale = 1.0 / (x.shape[0] - 1)
     xx = ridged(gram(xc).mul_(scale), rx)
@@ -68,9 +65,13 @@ def covariance(x: Tensor, y: Tensor | None, rx: float, ry: float) -> Covariance:
     return Covariance(xx, (xc.mT @ yc).mul_(scale), yy, mean_x, mean_y)
 
 
-def covariance_backward(x: Tensor, y: Tensor | None, grad: Covariance) -> tuple[Tensor, Tensor | None]:
-    """∂/∂X = (Xc (Gxx + Gxxᵀ) + Yc Gxyᵀ) / (m − 1) + mean's gradient / m, and the same with the views exchanged."""
-    wide = accumulation_type(x.dtype)
+def covariance_backward(
+    x: Tensor,  # (m, dx)
+    y: Tensor | None,  # (m, dy)
+    grad: Covariance,
+) -> tuple[Tensor, Tensor | None]:
+    """∂/∂X = (Xc (Gxx + Gxxᵀ) + Yc Gxyᵀ) / (m − 1) + Gmean_x / m, and the same with the views exchanged."""
+    wide = accumulation_dtype(x.dtype)
     m = x.shape[0]
     scale = 1.0 / (m - 1)
     xc, _ = center(x.to(wide))

@@ -4,17 +4,17 @@ The trace norm objective of deep CCA (Yan & Mikolajczyk, CVPR 2015; Andrew et al
 
     T = Lx⁻¹ Sxy Ly⁻ᵀ = U Σ Vᵀ      Sxx = Lx Lxᵀ,  Syy = Ly Lyᵀ
 
-since singular values ignore which whitening is taken. For f = Σ wᵢ σᵢ and P = U diag(w) Vᵀ, *primal* side:
+since singular values do not depend on the choice of whitening. For f = Σ wᵢ σᵢ and P = U diag(w) Vᵀ, *primal* side:
 
     Gxy = Lx⁻ᵀ P Ly⁻¹      Gxx = −½ Lx⁻ᵀ U diag(wσ) Uᵀ Lx⁻¹      Gyy = −½ Ly⁻ᵀ V diag(wσ) Vᵀ Ly⁻¹
     ∂f/∂X = (2 Xc Gxx + Yc Gxyᵀ) / (m − 1)      ∂f/∂Y = (2 Yc Gyy + Xc Gxy) / (m − 1)
 
 *Dual* side, for a view with m ≤ d: K = Xc Xcᵀ / (m − 1) = Q Λ Qᵀ and H = K (K + r I)⁻¹ = F Fᵀ, F = Q √(Λ / (Λ + r)),
-take the place of the whitened view, so that T = Fxᵀ Fy is m×m, and
+replace the whitened view, so that T = Fxᵀ Fy is m×m, and
 
     ∂f/∂X = r / (m − 1) · (K + r I)⁻¹ Fy Pᵀ Fx⁺ (K + r I)⁻¹ Xc
 
-which is the primal formula after its cancelling terms are taken out: in fp32 it keeps the digits they lose.
+which is the primal formula without its cancelling terms: in fp32 it keeps the digits that they lose.
 """
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .covariance import Covariance, accumulation_type, center, covariance, covariance_backward, gram, ridged
+from ..._dtypes import HALVES, accumulation_dtype
+from ..types import Covariance
+from .covariance import center, covariance, covariance_backward, gram, ridged
 
 _solve = torch.linalg.solve_triangular
 
-# fp32 is given up for fp64 where rounding of the moments would move the gradient by more than about this.
+# fp32 is abandoned for fp64 if rounding of the moments would change the gradient by more than about this, relatively.
 FP32_TOLERANCE = 1e-3
-# Keeps 0/0 out of directions that a mask drops.
+# Avoids 0/0 in directions that a mask drops.
 _TINY = 1e-30
 
 
 class Products(NamedTuple):
-    """How the work that grows with the rows is done: the covariances, and the gradient by them."""
+    """The two steps whose cost grows with the rows; the native path replaces them."""
 
     covariance: Callable[[Tensor, Tensor, float, float], Covariance] = covariance
     backward: Callable[[Tensor, Tensor, Covariance], tuple[Tensor, Tensor | None]] = covariance_backward
@@ -49,43 +51,28 @@ _TORCH = Products()
 class Adjoints(NamedTuple):
     """Singular values of T, and the derivatives of Σ wᵢ σᵢ by Sxx, Sxy and Syy."""
 
-    sigma: Tensor
-    xx: Tensor
-    xy: Tensor
-    yy: Tensor
-
-
-def textbook(x: Tensor, y: Tensor, rx: float, ry: float, top_k: int) -> Tensor:
-    """Σ of the leading canonical correlations by eigh and svdvals: the definition, differentiable by autograd."""
-
-    def inverse_root(s: Tensor) -> Tensor:
-        w, q = torch.linalg.eigh(s)
-        return (q * w.rsqrt()) @ q.mT
-
-    m = x.shape[0]
-    xc, yc = x - x.mean(0), y - y.mean(0)
-    eye_x, eye_y = (torch.eye(v.shape[1], dtype=v.dtype, device=v.device) for v in (x, y))
-    t = (
-        inverse_root(xc.mT @ xc / (m - 1) + rx * eye_x)
-        @ (xc.mT @ yc / (m - 1))
-        @ inverse_root(yc.mT @ yc / (m - 1) + ry * eye_y)
-    )
-    return torch.linalg.svdvals(t)[:top_k].sum()
+    sigma: Tensor  # (min(dx, dy),)
+    xx: Tensor  # (dx, dx)
+    xy: Tensor  # (dx, dy)
+    yy: Tensor  # (dy, dy)
 
 
 class _Spectrum(NamedTuple):
-    """Σ, P = U diag(w) Vᵀ, U diag(wσ) Uᵀ and V diag(wσ) Vᵀ of a matrix."""
+    """Σ, P = U diag(w) Vᵀ, U diag(wσ) Uᵀ and V diag(wσ) Vᵀ of a (p, q) matrix."""
 
-    sigma: Tensor
-    polar: Tensor
-    left: Tensor
-    right: Tensor
+    sigma: Tensor  # (min(p, q),)
+    polar: Tensor  # (p, q)
+    left: Tensor  # (p, p)
+    right: Tensor  # (q, q)
 
 
-def _spectrum(t: Tensor, weights: Tensor) -> _Spectrum:
-    """Where σ = 0 to rounding, the subgradient 0 is taken.
+def _spectrum(
+    t: Tensor,  # (p, q)
+    weights: Tensor,  # (k,) of the leading singular values
+) -> _Spectrum:
+    """Directions with σ = 0 (to rounding) take the subgradient 0.
 
-    fp32 goes through eigh(TᵀT) in fp64: the square costs half the digits, of which fp64 has twice as many, and the
+    fp32 goes through eigh(TᵀT) in fp64: squaring halves the number of correct digits, which fp64 can afford, and the
     symmetric solver takes half the time of an SVD.
     """
     k = weights.shape[0]
@@ -110,10 +97,12 @@ def _spectrum(t: Tensor, weights: Tensor) -> _Spectrum:
     return _Spectrum(sigma.to(t.dtype), polar, polar @ t.mT, right.to(t.dtype))
 
 
-def cholesky(s: Tensor) -> Tensor:
-    """The factor of s; where s is not positive definite, of s with the smallest ridge found that makes it so.
+def cholesky(
+    s: Tensor,  # (d, d)
+) -> Tensor:
+    """The lower factor of s; if s is not positive definite, a ridge is first added to it in place.
 
-    The ridge starts at rounding's size and grows hundredfold, in place. Non-finite s gives a factor of NaN.
+    The ridge starts at rounding size and grows by factors of 100 until it suffices. Non-finite s gives NaN.
     """
     factor, info = torch.linalg.cholesky_ex(s)
     if info.item() == 0:
@@ -128,13 +117,21 @@ def cholesky(s: Tensor) -> Tensor:
     return torch.full_like(s, torch.nan)
 
 
-def adjoints(s: Covariance, weights: Tensor) -> Adjoints:
-    """Value and derivatives by the moments alone: all that a gradient needs besides one product per chunk of rows."""
+def adjoints(
+    s: Covariance,
+    weights: Tensor,  # (k,) of the leading singular values
+) -> Adjoints:
+    """Value and derivatives from the moments alone; a gradient then takes one product per chunk of rows."""
     assert s.xy is not None and s.yy is not None
     return _adjoints(cholesky(s.xx), s.xy, cholesky(s.yy), weights)
 
 
-def _adjoints(lx: Tensor, sxy: Tensor, ly: Tensor, weights: Tensor) -> Adjoints:
+def _adjoints(
+    lx: Tensor,  # (dx, dx) lower factor of Sxx
+    sxy: Tensor,  # (dx, dy)
+    ly: Tensor,  # (dy, dy)
+    weights: Tensor,  # (k,)
+) -> Adjoints:
     t = _solve(ly.mT, _solve(lx, sxy, upper=False), upper=True, left=False)
     if not torch.isfinite(t).all():  # LAPACK would raise or loop
         return Adjoints(*(torch.full_like(a, torch.nan) for a in (t.diagonal(), lx, sxy, ly)))
@@ -148,13 +145,17 @@ def _adjoints(lx: Tensor, sxy: Tensor, ly: Tensor, weights: Tensor) -> Adjoints:
 
 
 class _View:
-    """One centred view as its whitened factor F (m, p), primal or dual, and the way back from ∂f/∂F = cotangent."""
+    """A centred view as its whitened factor F (m, p), primal or dual, and the gradient of f by it from ∂f/∂F."""
 
-    def __init__(self, xc: Tensor, ridge: float) -> None:
+    def __init__(
+        self,
+        xc: Tensor,  # (m, d)
+        ridge: float,
+    ) -> None:
         self.xc, self.ridge, self.scale = xc, ridge, 1.0 / (xc.shape[0] - 1)
         m, d = xc.shape
         self.dual = m <= d
-        self.error = float("inf")  # what rounding of the moments can do to the result, relatively
+        self.error = float("inf")  # relative error of the result that rounding of the moments can cause
         s = gram(xc.mT if self.dual else xc).mul_(self.scale)
         self.finite = bool(torch.isfinite(s).all())
         if not self.finite:
@@ -164,8 +165,8 @@ class _View:
             self.error = cholesky_error(self.lower)
             self.factor = _solve(self.lower.mT, xc, upper=True, left=False) * self.scale**0.5
             return
-        # Centring leaves K the null vector (1, …, 1). It is moved to the middle of the spectrum, where rounding's share
-        # in it is not blown up by 1/r, and taken out of F instead.
+        # Centring makes (1, …, 1) a null vector of K. Its eigenvalue is moved to the middle of the spectrum, so that
+        # 1/r does not amplify the rounding errors in it; F is centred instead.
         self.values, self.q = torch.linalg.eigh(s + s.trace() / m**2)
         noise = 4 * torch.finfo(s.dtype).eps * float(self.values[-1])
         least = max(float(self.values[0]), _TINY)
@@ -174,8 +175,12 @@ class _View:
         factor = self.q * (self.values / (self.values + ridge).clamp_min(_TINY)).sqrt()
         self.factor = factor - factor.mean(0)
 
-    def gradient(self, cotangent: Tensor, self_part: Tensor) -> Tensor:
-        """∂f/∂X from the other view's F Pᵀ (m, p) and this one's U diag(wσ) Uᵀ (p, p)."""
+    def gradient(
+        self,
+        cotangent: Tensor,  # (m, p): F Pᵀ of the other view
+        self_part: Tensor,  # (p, p): U diag(wσ) Uᵀ of this view
+    ) -> Tensor:
+        """∂f/∂X (m, d)."""
         if not self.dual:
             inner = cotangent - self.factor @ self_part
             return _solve(self.lower, inner, upper=False, left=False) * self.scale**0.5
@@ -185,20 +190,24 @@ class _View:
         return (core @ self.q.mT).mul_(self.ridge * self.scale) @ self.xc
 
 
-def condition(factor: Tensor) -> float:
-    """A lower bound of the condition number of S, from its Cholesky factor, infinite for a factor of NaN."""
+def condition(
+    factor: Tensor,  # (d, d) lower factor of S
+) -> float:
+    """A lower bound of the condition number of S, from its Cholesky factor; infinite for a factor of NaN."""
     pivots = factor.diagonal()
     largest, smallest = float(pivots.max()), float(pivots.min())
     return (largest / smallest) ** 2 if smallest > 0 else float("inf")
 
 
-def cholesky_error(factor: Tensor) -> float:
-    """What rounding of S can do to S⁻¹: eps × (a lower bound of) the condition number."""
+def cholesky_error(
+    factor: Tensor,  # (d, d) lower factor of S
+) -> float:
+    """Relative error of S⁻¹ that rounding of S can cause: eps × (a lower bound of) the condition number."""
     return torch.finfo(factor.dtype).eps * condition(factor)
 
 
 def _gap_error(sigma: Tensor, weights: Tensor) -> float:
-    """What rounding of T can do to the leading k singular pairs as a whole: eps over the gap that sets them apart."""
+    """Relative error of the leading k singular pairs as a whole: eps over the gap to the next singular value."""
     k = weights.shape[0]
     if k >= sigma.shape[0]:
         return 0.0
@@ -206,26 +215,26 @@ def _gap_error(sigma: Tensor, weights: Tensor) -> float:
 
 
 def correlations(
-    x: Tensor,
-    y: Tensor,
+    x: Tensor,  # (m, dx)
+    y: Tensor,  # (m, dy)
     rx: float,
     ry: float,
-    weights: Tensor,
+    weights: Tensor,  # (k,)
     need_x: bool,
     need_y: bool,
     products: Products = _TORCH,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """All singular values, and the gradients of Σ wᵢ σᵢ over the leading len(weights) of them.
 
-    Each view stands on its primal or its dual side, whichever is smaller. fp32 is tried first; where its moments are
-    too ill conditioned for it, everything is done again in fp64.
+    Each view takes its primal or its dual side, whichever is smaller. fp32 inputs are tried in fp32 first; if the
+    moments are too ill conditioned for it, everything is computed again in fp64.
     """
-    if x.dtype in (torch.float16, torch.bfloat16):
-        wide = accumulation_type(x.dtype)
+    if x.dtype in HALVES:
+        wide = accumulation_dtype(x.dtype)
         sigma, gx, gy = correlations(x.to(wide), y.to(wide), rx, ry, weights, need_x, need_y, products)
         return sigma, None if gx is None else gx.to(x.dtype), None if gy is None else gy.to(y.dtype)
     result, error = _attempt(x, y, rx, ry, weights, need_x, need_y, products)
-    # The reversed comparison sends NaN, too, to fp64, which may overflow less.
+    # `not <` sends NaN to fp64, too, which may overflow less.
     if x.dtype == torch.float32 and not error < FP32_TOLERANCE:
         wide_result, _ = _attempt(x.double(), y.double(), rx, ry, weights, need_x, need_y, products)
         result = tuple(None if t is None else t.float() for t in wide_result)  # type: ignore[assignment]
@@ -242,7 +251,7 @@ def _attempt(
         lx, ly = cholesky(s.xx), cholesky(s.yy)
         error = max(cholesky_error(lx), cholesky_error(ly))
         if x.dtype == torch.float32 and not error < FP32_TOLERANCE:
-            return (x, None, None), error  # not worth finishing
+            return (x, None, None), error  # discarded by the caller
         a = _adjoints(lx, s.xy, ly, weights)
         error = max(error, _gap_error(a.sigma, weights))
         if not (need_x or need_y):
@@ -251,14 +260,14 @@ def _attempt(
         of_x, of_y = products.backward(x, y, Covariance(a.xx, a.xy, a.yy, *nothing))
         return (a.sigma, of_x if need_x else None, of_y if need_y else None), error
     if x.dtype == torch.float32 and (m > dx or m > dy):
-        return (x, None, None), float("inf")  # the primal view's gradient is what the dual one's terms leave over
+        return (x, None, None), float("inf")  # cancellation in the primal view's gradient: fp64 only
     vx, vy = _View(center(x)[0], rx), _View(center(y)[0], ry)
     if not (vx.finite and vy.finite):
         nan = torch.nan
         return (x.new_full((min(dx, dy),), nan), torch.full_like(x, nan), torch.full_like(y, nan)), float("inf")
     t = vx.factor.mT @ vy.factor
     f = _spectrum(t, weights[: min(t.shape)])
-    sigma = torch.zeros(min(dx, dy), dtype=t.dtype, device=t.device)  # at most m − 1 of them are not 0
+    sigma = torch.zeros(min(dx, dy), dtype=t.dtype, device=t.device)  # at most m − 1 are nonzero
     sigma[: min(t.shape)] = f.sigma[: min(dx, dy)]
     gx = vx.gradient(vy.factor @ f.polar.mT, f.left) if need_x else None
     gy = vy.gradient(vx.factor @ f.polar, f.right) if need_y else None
@@ -266,26 +275,27 @@ def _attempt(
 
 
 def trace_norm(
-    x: Tensor,
-    y: Tensor,
+    x: Tensor,  # (m, dx) or (B, m, dx)
+    y: Tensor,  # (m, dy) or (B, m, dy)
     rx: float,
     ry: float,
     top_k: int,
     need_x: bool,
     need_y: bool,
+    *,
     products: Products = _TORCH,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Σ of the leading k canonical correlations, and its gradients, empty where none is needed; of each of a batch."""
+    """The sum of the leading k canonical correlations, () or (B,), and its gradients, empty if not needed."""
     if x.ndim == 3:
         one = functools.partial(trace_norm, products=products)
         return each_problem(one, x, y, rx, ry, top_k, need_x, need_y)
-    ones = torch.ones(top_k, dtype=accumulation_type(x.dtype), device=x.device)
+    ones = torch.ones(top_k, dtype=accumulation_dtype(x.dtype), device=x.device)
     sigma, gx, gy = correlations(x, y, rx, ry, ones, need_x, need_y, products)
     return sigma[:top_k].sum(), x.new_empty(0) if gx is None else gx, y.new_empty(0) if gy is None else gy
 
 
 def each_problem(solve: Callable[..., Any], x: Tensor, y: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Value and gradients of one pair of views after the other, stacked; `options` end in need_x, need_y."""
+    """Values and gradients of a batch, one problem at a time, stacked; the last two `options` are need_x, need_y."""
     values, gx, gy = zip(*(solve(a, b, *options) for a, b in zip(x, y)))
     need_x, need_y = options[-2:]
     return torch.stack(values), torch.stack(gx) if need_x else gx[0], torch.stack(gy) if need_y else gy[0]

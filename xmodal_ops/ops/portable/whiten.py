@@ -5,27 +5,39 @@ Cholesky: A = L⁻ᵀ.  ZCA: A = S^(−1/2).  For a cotangent G of W, the gradie
     Cholesky  −L⁻ᵀ sym(Φ(GᵀW)) L⁻¹, Φ: lower triangle, half of the diagonal        (Murray 2016, arXiv:1602.07527)
     ZCA       −Q (sym(Qᵀ Xcᵀ G Q) ∘ 1 / (√λᵢ √λⱼ (√λᵢ + √λⱼ))) Qᵀ, S = Q Λ Qᵀ
 
-and ∂/∂X = J (G Aᵀ + 2 Xc GS / (m − 1)), J the centring. No difference of eigenvalues is divided by.
+and ∂/∂X = J (G Aᵀ + 2 Xc GS / (m − 1)) with the centring J. No denominator is a difference of eigenvalues.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from .covariance import accumulation_type, center, gram, ridged
-from .trace_norm import cholesky, cholesky_error
+from ..._dtypes import accumulation_dtype
+from .covariance import center, gram, ridged
+from .trace_norm import FP32_TOLERANCE, cholesky, cholesky_error
 
 _solve = torch.linalg.solve_triangular
 
 
-def whiten(x: Tensor, ridge: float, zca: bool) -> Tensor:
-    """The whitened rows of x (m, d), centred; fp64 inside where fp32 cannot factorise."""
+def whiten(
+    x: Tensor,  # (m, d)
+    ridge: float,
+    zca: bool,
+) -> Tensor:
+    """The centred and whitened rows of x (m, d); computed in fp64 if fp32 cannot factorise the covariance."""
     return _in_safe_precision(x, lambda v: _factor(v, ridge, zca)[0])
 
 
-def whiten_backward(grad: Tensor, x: Tensor, ridge: float, zca: bool) -> Tensor:
-    """∂/∂X of ⟨grad, W⟩; the factor is computed again, so that nothing but x has to be kept."""
+def whiten_backward(
+    grad: Tensor,  # (m, d)
+    x: Tensor,  # (m, d)
+    ridge: float,
+    zca: bool,
+) -> Tensor:
+    """∂/∂X of ⟨grad, W⟩ (m, d); recomputes the factor, so that autograd keeps only x."""
 
     def compute(v: Tensor) -> Tensor:
         w, xc, a, values = _factor(v, ridge, zca)
@@ -47,19 +59,19 @@ def whiten_backward(grad: Tensor, x: Tensor, ridge: float, zca: bool) -> Tensor:
 
 
 class _IllConditioned(Exception):
-    """fp32 does not carry this factorisation."""
+    """fp32 is too inaccurate for this factorisation."""
 
 
-def _in_safe_precision(x: Tensor, compute) -> Tensor:  # type: ignore[no-untyped-def]
+def _in_safe_precision(x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
     try:
-        result: Tensor = compute(x.to(accumulation_type(x.dtype)))
+        result = compute(x.to(accumulation_dtype(x.dtype)))
     except _IllConditioned:
         result = compute(x.double())
     return result.to(x.dtype)
 
 
 def _factor(x: Tensor, ridge: float, zca: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """W, Xc, and L or (Q, Λ)."""
+    """W and Xc, then Q and the eigenvalues for ZCA, L and its diagonal for Cholesky."""
     xc, _ = center(x)
     s = ridged(gram(xc).mul_(1.0 / (x.shape[0] - 1)), ridge)
     if not torch.isfinite(s).all():
@@ -73,6 +85,6 @@ def _factor(x: Tensor, ridge: float, zca: bool) -> tuple[Tensor, Tensor, Tensor,
         values = values.clamp_min(noise * s.shape[0] or 1.0)  # a singular covariance is whitened where it has variance
         return ((xc @ q) * values.rsqrt()) @ q.mT, xc, q, values
     factor = cholesky(s)
-    if s.dtype == torch.float32 and not cholesky_error(factor) < 1e-3:
+    if s.dtype == torch.float32 and not cholesky_error(factor) < FP32_TOLERANCE:
         raise _IllConditioned
     return _solve(factor.mT, xc, upper=True, left=False), xc, factor, factor.diagonal()
