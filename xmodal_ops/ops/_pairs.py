@@ -103,7 +103,7 @@ class NativePairs:
             threads=threads,
         )
         workspace = torch.empty(self.pairs.workspace_size(weights), dtype=torch.uint8)
-        self.pairs.set_workspace(workspace.data_ptr())
+        self.pairs.workspace = workspace.data_ptr()
         self.dtype = dtype
         self.held = anchor, ref, anchor_labels, ref_labels, workspace
 

@@ -71,15 +71,20 @@ def _cpu(
     native = NativePairs(anchor, ref, anchor_labels, ref_labels, exclude_diagonal, weights=False)
     positive_idx, negative_idx, n_pos, n_neg = torch.empty(4, anchor.shape[0], dtype=torch.int64).unbind()
     d_ap, d_an = torch.empty(2, anchor.shape[0], dtype=torch.float64).unbind()
-    _C.mine_triplets(
-        native.pairs,
-        _C.Positive.__members__[positive],
-        _C.Negative.__members__[negative],
-        beyond_hardest,
-        margin,
-        0 if seed is None else int(seed),
-        *(t.data_ptr() for t in (positive_idx, negative_idx, d_ap, d_an, n_pos, n_neg)),
+    mining = _C.Mining(
+        positive=_C.Positive.__members__[positive],
+        negative=_C.Negative.__members__[negative],
+        beyond_hardest=beyond_hardest,
+        margin=margin,
+        seed=0 if seed is None else int(seed),
+        positive_idx=positive_idx.data_ptr(),
+        negative_idx=negative_idx.data_ptr(),
+        d_ap=d_ap.data_ptr(),
+        d_an=d_an.data_ptr(),
+        n_pos=n_pos.data_ptr(),
+        n_neg=n_neg.data_ptr(),
     )
+    _C.mine_triplets(native.pairs, mining)
     outputs = positive_idx, negative_idx, d_ap.to(native.dtype), d_an.to(native.dtype), n_pos, n_neg
     return tuple(t.clone() for t in outputs)
 

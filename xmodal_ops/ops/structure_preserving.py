@@ -93,19 +93,17 @@ def _cpu_weighted(
         anchor, ref = anchor.detach()[order], ref.detach()[ref_order]
         weights = (weights[0][order], weights[1][order], weights[2][ref_order], weights[3][ref_order])
     native = NativePairs(anchor, ref, anchor_labels, ref_labels, False, weights=True)
-    sums = torch.empty(6, anchor.shape[0], dtype=torch.float64)
+    sums = torch.empty(_C.PAIR_SUMS, anchor.shape[0], dtype=torch.float64)
     grad_anchor, grad_ref = native.gradients(need_anchor, need_ref)
-    _C.structure_preserving(
-        native.pairs,
-        weights[0].data_ptr(),
-        weights[1].data_ptr(),
-        weights[2].data_ptr(),
-        weights[3].data_ptr(),
-        margin,
-        sums.data_ptr(),
-        grad_anchor.data_ptr(),
-        grad_ref.data_ptr(),
+    loss = _C.StructurePreserving(
+        anchor_pull=weights[0].data_ptr(),
+        anchor_push=weights[1].data_ptr(),
+        ref_pull=weights[2].data_ptr(),
+        ref_push=weights[3].data_ptr(),
+        margin=margin,
     )
+    results = _C.PairSums(sums=sums.data_ptr(), anchor_grad=grad_anchor.data_ptr(), ref_grad=grad_ref.data_ptr())
+    _C.structure_preserving(native.pairs, loss, results)
     totals = sums.sum(1)
     if by_class and need_anchor:
         grad_anchor = torch.empty_like(grad_anchor).index_copy_(0, order, grad_anchor)

@@ -55,15 +55,15 @@ def _cpu(
 ) -> tuple[Tensor, ...]:
     native = NativePairs(anchor, ref, anchor_labels, ref_labels, exclude_diagonal, weights=True)
     weight = None if weight is None else weight.detach().double().contiguous()
-    sums = torch.empty(6, anchor.shape[0], dtype=torch.float64)
+    sums = torch.empty(_C.PAIR_SUMS, anchor.shape[0], dtype=torch.float64)
     grad_anchor, grad_ref = native.gradients(need_anchor, need_ref)
-    _C.triplet_margin(
-        native.pairs,
-        _C.Triplets.__members__[triplets],
-        margin,
-        0 if weight is None else weight.data_ptr(),
-        *(t.data_ptr() for t in (sums, grad_anchor, grad_ref)),
+    loss = _C.TripletMargin(
+        triplets=_C.Triplets.__members__[triplets],
+        margin=margin,
+        weight=0 if weight is None else weight.data_ptr(),
     )
+    results = _C.PairSums(sums=sums.data_ptr(), anchor_grad=grad_anchor.data_ptr(), ref_grad=grad_ref.data_ptr())
+    _C.triplet_margin(native.pairs, loss, results)
     return sums, grad_anchor, grad_ref
 
 
