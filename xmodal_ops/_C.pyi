@@ -1,4 +1,8 @@
-"""The native module (csrc/bindings). Addresses are integers, sizes count elements."""
+"""The native module (csrc/bindings): its parameter structs and functions; the headers explain the fields.
+
+Every field of a struct is a keyword of the constructor and an attribute. Addresses are integers, 0 for null; sizes and
+strides count elements.
+"""
 
 with_cuda: bool
 TRACE_NORM_MAX_DIM: int
@@ -6,39 +10,54 @@ TRACE_NORM_MAX_DIM: int
 def instruction_set() -> str: ...
 def cuda_archs() -> list[str]: ...
 def cuda_unavailable() -> str: ...
-def trace_norm_workspace_bytes(problems: int, m: int, dx: int, dy: int, threads: int) -> int: ...
-def trace_norm_cpu(
-    x: int,
-    y: int,
-    wide: bool,
-    problems: int,
-    m: int,
-    dx: int,
-    dy: int,
-    x_stride: int,
-    y_stride: int,
-    x_problem_stride: int,
-    y_problem_stride: int,
-    rx: float,
-    ry: float,
-    value: int,
-    grad_x: int,
-    grad_y: int,
-    workspace: int,
-    threads: int,
-) -> bool: ...
+
+# CPU: csrc/include/xmodal/cpu.
 
 class Views:
+    workspace: int
     def __init__(
         self, *, x: int, y: int, m: int, dx: int, dy: int, x_stride: int, y_stride: int, wide: bool, threads: int
     ) -> None: ...
     def workspace_size(self, backward: bool) -> int: ...
-    def set_workspace(self, address: int) -> None: ...
 
-def covariance_cpu(views: Views, rx: float, ry: float, xx: int, xy: int, yy: int, mean_x: int, mean_y: int) -> None: ...
-def covariance_backward_cpu(views: Views, weights: int, offset: int, grad_x: int, grad_y: int) -> None: ...
+class CovarianceForward:
+    def __init__(self, *, rx: float, ry: float, xx: int, xy: int, yy: int, mean_x: int, mean_y: int) -> None: ...
+
+class CovarianceBackward:
+    def __init__(self, *, weights: int, offset: int, grad_x: int, grad_y: int) -> None: ...
+
+def covariance(views: Views, results: CovarianceForward, /) -> None: ...
+def covariance_backward(views: Views, gradient: CovarianceBackward, /) -> None: ...
+
+class TraceNorm:
+    workspace: int
+    def __init__(
+        self,
+        *,
+        x: int,
+        y: int,
+        wide: bool,
+        problems: int,
+        m: int,
+        dx: int,
+        dy: int,
+        x_stride: int,
+        y_stride: int,
+        x_problem_stride: int,
+        y_problem_stride: int,
+        rx: float,
+        ry: float,
+        value: int,
+        grad_x: int,
+        grad_y: int,
+        threads: int,
+    ) -> None: ...
+    def workspace_size(self) -> int: ...
+
+def trace_norm(batch: TraceNorm, /) -> bool: ...
 
 class Pairs:
+    workspace: int
     def __init__(
         self,
         *,
@@ -55,7 +74,12 @@ class Pairs:
         threads: int,
     ) -> None: ...
     def workspace_size(self, weights: bool) -> int: ...
-    def set_workspace(self, address: int) -> None: ...
+
+class PairSum:
+    __members__: dict[str, PairSum]
+
+class PairSums:
+    def __init__(self, *, sums: int, anchor_grad: int, ref_grad: int) -> None: ...
 
 class Positive:
     __members__: dict[str, Positive]
@@ -63,39 +87,37 @@ class Positive:
 class Negative:
     __members__: dict[str, Negative]
 
+class Mining:
+    def __init__(
+        self,
+        *,
+        positive: Positive,
+        negative: Negative,
+        beyond_hardest: bool,
+        margin: float,
+        seed: int,
+        positive_idx: int,
+        negative_idx: int,
+        d_ap: int,
+        d_an: int,
+        n_pos: int,
+        n_neg: int,
+    ) -> None: ...
+
+def mine_triplets(pairs: Pairs, mining: Mining, /) -> None: ...
+
+class StructurePreserving:
+    def __init__(self, *, anchor_pull: int, anchor_push: int, ref_pull: int, ref_push: int, margin: float) -> None: ...
+
+def structure_preserving(pairs: Pairs, loss: StructurePreserving, results: PairSums, /) -> None: ...
+
 class Triplets:
     __members__: dict[str, Triplets]
 
-def mine_triplets(
-    pairs: Pairs,
-    positive: Positive,
-    negative: Negative,
-    beyond_hardest: bool,
-    margin: float,
-    seed: int,
-    positive_idx: int,
-    negative_idx: int,
-    positive_d: int,
-    negative_d: int,
-    positives: int,
-    negatives: int,
-    /,
-) -> None: ...
-def structure_preserving(
-    pairs: Pairs,
-    anchor_positive: int,
-    anchor_negative: int,
-    ref_positive: int,
-    ref_negative: int,
-    margin: float,
-    sums: int,
-    anchor_grad: int,
-    ref_grad: int,
-    /,
-) -> None: ...
-def triplet_margin(
-    pairs: Pairs, triplets: Triplets, margin: float, weight: int, sums: int, anchor_grad: int, ref_grad: int, /
-) -> None: ...
+class TripletMargin:
+    def __init__(self, *, triplets: Triplets, margin: float, weight: int = 0) -> None: ...
+
+def triplet_margin(pairs: Pairs, loss: TripletMargin, results: PairSums, /) -> None: ...
 
 # Below: present where with_cuda is true; see csrc/include/xmodal/cuda.h. Tensors are addresses, streams handles.
 

@@ -1,147 +1,109 @@
 // The CPU kernels as Python functions.
-#include "xmodal/cpu.h"
-
 #include "bindings.h"
-#include "xmodal/covariance.h"
-#include "xmodal/trace_norm.h"
-#include "xmodal/triplets.h"
+#include "xmodal/cpu/covariance.h"
+#include "xmodal/cpu/mining.h"
+#include "xmodal/cpu/pairs.h"
+#include "xmodal/cpu/runtime.h"
+#include "xmodal/cpu/structure_preserving.h"
+#include "xmodal/cpu/trace_norm.h"
+#include "xmodal/cpu/triplet_margin.h"
 
 namespace {
 
-xmodal::TraceNorm trace_norm_batch(std::int64_t problems, std::int64_t m, std::int64_t dx, std::int64_t dy,
-                                   int threads) {
-  xmodal::TraceNorm batch{};
-  batch.problems = problems, batch.m = m, batch.dx = dx, batch.dy = dy, batch.threads = threads;
-  return batch;
+using namespace xmodal::cpu;
+using Unlocked = py::call_guard<py::gil_scoped_release>;
+
+void bind_views(py::module_& module) {
+  bind_struct(module, "Views", "Samples of one or two views.", field("x", &Views::x), field("y", &Views::y),
+              field("m", &Views::m), field("dx", &Views::dx), field("dy", &Views::dy),
+              field("x_stride", &Views::x_stride), field("y_stride", &Views::y_stride), field("wide", &Views::wide),
+              field("threads", &Views::threads), optional("workspace", &Views::workspace))
+      .def("workspace_size", &covariance_workspace, py::arg("backward"), "Bytes of workspace that the kernel needs.");
+  bind_struct(module, "CovarianceForward", "Ridges, and the results of `covariance`.",
+              field("rx", &CovarianceForward::rx), field("ry", &CovarianceForward::ry),
+              field("xx", &CovarianceForward::xx), field("xy", &CovarianceForward::xy),
+              field("yy", &CovarianceForward::yy), field("mean_x", &CovarianceForward::mean_x),
+              field("mean_y", &CovarianceForward::mean_y));
+  bind_struct(module, "CovarianceBackward", "Joint weights, an offset, and the gradients.",
+              field("weights", &CovarianceBackward::weights), field("offset", &CovarianceBackward::offset),
+              field("grad_x", &CovarianceBackward::grad_x), field("grad_y", &CovarianceBackward::grad_y));
+  module.def("covariance", &covariance, Unlocked(), "Covariances and means of the views.");
+  module.def("covariance_backward", &covariance_backward, Unlocked(), "Centred views times weights, plus the offset.");
 }
 
-void bind_pair_of_views(py::module_& module) {
-  module.attr("TRACE_NORM_MAX_DIM") = xmodal::cpu::kTraceNormMaxDim;
-  module.def(
-      "trace_norm_workspace_bytes",
-      [](std::int64_t problems, std::int64_t m, std::int64_t dx, std::int64_t dy, int threads) {
-        return xmodal::cpu::trace_norm_workspace_bytes(trace_norm_batch(problems, m, dx, dy, threads));
-      },
-      "Bytes of workspace that trace_norm_cpu needs.");
-  module.def(
-      "trace_norm_cpu",
-      [](std::uintptr_t x, std::uintptr_t y, bool wide, std::int64_t problems, std::int64_t m, std::int64_t dx,
-         std::int64_t dy, std::int64_t x_stride, std::int64_t y_stride, std::int64_t x_problem_stride,
-         std::int64_t y_problem_stride, double rx, double ry, std::uintptr_t value, std::uintptr_t grad_x,
-         std::uintptr_t grad_y, std::uintptr_t workspace, int threads) {
-        auto batch = trace_norm_batch(problems, m, dx, dy, threads);
-        batch.x = pointer<void>(x), batch.y = pointer<void>(y);
-        batch.x_stride = x_stride, batch.y_stride = y_stride;
-        batch.x_problem_stride = x_problem_stride, batch.y_problem_stride = y_problem_stride;
-        batch.rx = rx, batch.ry = ry;
-        batch.value = pointer<double>(value), batch.grad_x = pointer<void>(grad_x);
-        batch.grad_y = pointer<void>(grad_y), batch.workspace = pointer<void>(workspace);
-        py::gil_scoped_release unlocked;
-        return wide ? xmodal::cpu::trace_norm_f64(batch) : xmodal::cpu::trace_norm_f32(batch);
-      },
-      "Trace norms and their gradients; a value is NaN, and the result false, where a covariance does not factorise.");
-  using xmodal::cpu::Views;
-  py::class_<Views>(module, "Views", "Samples of one view or two, as the covariance kernels take them.")
-      .def(py::init([](std::uintptr_t x, std::uintptr_t y, std::int64_t m, std::int64_t dx, std::int64_t dy,
-                       std::int64_t x_stride, std::int64_t y_stride, bool wide, int threads) {
-             return Views{pointer<void>(x), pointer<void>(y), m, dx, dy, x_stride, y_stride, wide, threads, nullptr};
-           }),
-           py::kw_only(), py::arg("x"), py::arg("y"), py::arg("m"), py::arg("dx"), py::arg("dy"), py::arg("x_stride"),
-           py::arg("y_stride"), py::arg("wide"), py::arg("threads"))
-      .def("workspace_size", &xmodal::cpu::covariance_workspace, py::arg("backward"),
-           "Bytes that a kernel needs; see set_workspace.")
-      .def("set_workspace", [](Views& views, std::uintptr_t address) { views.workspace = pointer<void>(address); });
-  module.def(
-      "covariance_cpu",
-      [](const Views& views, double rx, double ry, std::uintptr_t xx, std::uintptr_t xy, std::uintptr_t yy,
-         std::uintptr_t mean_x, std::uintptr_t mean_y) {
-        py::gil_scoped_release unlocked;
-        xmodal::cpu::covariance(
-            views, rx, ry,
-            {pointer<void>(xx), pointer<void>(xy), pointer<void>(yy), pointer<void>(mean_x), pointer<void>(mean_y)});
-      },
-      "Covariances and means of the views.");
-  module.def(
-      "covariance_backward_cpu",
-      [](const Views& views, std::uintptr_t weights, std::uintptr_t offset, std::uintptr_t grad_x,
-         std::uintptr_t grad_y) {
-        py::gil_scoped_release unlocked;
-        xmodal::cpu::covariance_backward(views, pointer<void>(weights), pointer<void>(offset), pointer<void>(grad_x),
-                                         pointer<void>(grad_y));
-      },
-      "Centred views times joint weights, plus an offset.");
-  module.def("instruction_set", &xmodal::cpu::instruction_set, "The instruction set that the CPU kernels run with.");
+void bind_trace_norm(py::module_& module) {
+  module.attr("TRACE_NORM_MAX_DIM") = kTraceNormMaxDim;
+  bind_struct(module, "TraceNorm", "A batch of pairs of views, and the results of `trace_norm`.",
+              field("x", &TraceNorm::x), field("y", &TraceNorm::y), field("wide", &TraceNorm::wide),
+              field("problems", &TraceNorm::problems), field("m", &TraceNorm::m), field("dx", &TraceNorm::dx),
+              field("dy", &TraceNorm::dy), field("x_stride", &TraceNorm::x_stride),
+              field("y_stride", &TraceNorm::y_stride), field("x_problem_stride", &TraceNorm::x_problem_stride),
+              field("y_problem_stride", &TraceNorm::y_problem_stride), field("rx", &TraceNorm::rx),
+              field("ry", &TraceNorm::ry), field("value", &TraceNorm::value), field("grad_x", &TraceNorm::grad_x),
+              field("grad_y", &TraceNorm::grad_y), field("threads", &TraceNorm::threads),
+              optional("workspace", &TraceNorm::workspace))
+      .def("workspace_size", &trace_norm_workspace, "Bytes of workspace that the kernel needs.");
+  module.def("trace_norm", &trace_norm, Unlocked(), "Trace norms and their gradients; False if a value is NaN.");
 }
 
-void bind_triplets(py::module_& module) {
-  using namespace xmodal::cpu;
-  using Address = std::uintptr_t;
-  py::class_<Pairs>(module, "Pairs", "Two sets of embeddings and their labels, as the triplet kernels take them.")
-      .def(py::init([](Address anchor, Address ref, Address anchor_labels, Address ref_labels, std::int64_t m,
-                       std::int64_t n, std::int64_t d, std::int64_t words, bool exclude_diagonal, bool wide,
-                       int threads) {
-             return Pairs{pointer<void>(anchor),
-                          pointer<void>(ref),
-                          pointer<std::int64_t>(anchor_labels),
-                          pointer<std::int64_t>(ref_labels),
-                          m,
-                          n,
-                          d,
-                          words,
-                          exclude_diagonal,
-                          wide,
-                          threads,
-                          nullptr};
-           }),
-           py::kw_only(), py::arg("anchor"), py::arg("ref"), py::arg("anchor_labels"), py::arg("ref_labels"),
-           py::arg("m"), py::arg("n"), py::arg("d"), py::arg("words"), py::arg("exclude_diagonal"), py::arg("wide"),
-           py::arg("threads"))
-      .def("workspace_size", &workspace_size, py::arg("weights"), "Bytes that a kernel needs; see set_workspace.")
-      .def("set_workspace", [](Pairs& pairs, Address address) { pairs.workspace = pointer<void>(address); });
+void bind_pairs(py::module_& module) {
+  py::enum_<xmodal::PairSum>(module, "PairSum", py::arithmetic(), "Rows of PairSums.sums.")
+      .value("loss", xmodal::PairSum::loss)
+      .value("active", xmodal::PairSum::active)
+      .value("positives", xmodal::PairSum::positives)
+      .value("negatives", xmodal::PairSum::negatives)
+      .value("positive_distance", xmodal::PairSum::positive_distance)
+      .value("negative_distance", xmodal::PairSum::negative_distance);
+  bind_struct(module, "Pairs", "Two sets of embeddings and their labels.", field("anchor", &Pairs::anchor),
+              field("ref", &Pairs::ref), field("anchor_labels", &Pairs::anchor_labels),
+              field("ref_labels", &Pairs::ref_labels), field("m", &Pairs::m), field("n", &Pairs::n),
+              field("d", &Pairs::d), field("words", &Pairs::words), field("exclude_diagonal", &Pairs::exclude_diagonal),
+              field("wide", &Pairs::wide), field("threads", &Pairs::threads), optional("workspace", &Pairs::workspace))
+      .def("workspace_size", &pairs_workspace, py::arg("weights"), "Bytes of workspace that the kernel needs.");
+  bind_struct(module, "PairSums", "The results of a loss over all pairs.", field("sums", &PairSums::sums),
+              field("anchor_grad", &PairSums::anchor_grad), field("ref_grad", &PairSums::ref_grad));
+}
+
+void bind_mining(py::module_& module) {
   py::enum_<Positive>(module, "Positive").value("hard", Positive::hard).value("easy", Positive::easy);
   py::enum_<Negative>(module, "Negative")
       .value("hard", Negative::hard)
       .value("easy", Negative::easy)
       .value("semihard", Negative::semihard)
       .value("random", Negative::random);
-  py::enum_<Triplets>(module, "Triplets")
-      .value("all", Triplets::all)
-      .value("hard", Triplets::hard)
-      .value("semihard", Triplets::semihard);
-  module.def(
-      "mine_triplets",
-      [](const Pairs& pairs, Positive positive, Negative negative, bool beyond_hardest, double margin,
-         std::int64_t seed, Address positive_idx, Address negative_idx, Address positive_d, Address negative_d,
-         Address positives, Address negatives) {
-        mine_triplets(pairs,
-                      {positive, negative, beyond_hardest, margin, seed, pointer<std::int64_t>(positive_idx),
-                       pointer<std::int64_t>(negative_idx), pointer<double>(positive_d), pointer<double>(negative_d),
-                       pointer<std::int64_t>(positives), pointer<std::int64_t>(negatives)});
-      },
-      py::call_guard<py::gil_scoped_release>());
-  module.def(
-      "structure_preserving",
-      [](const Pairs& pairs, Address anchor_positive, Address anchor_negative, Address ref_positive,
-         Address ref_negative, double margin, Address sums, Address anchor_grad, Address ref_grad) {
-        structure_preserving(pairs,
-                             {pointer<double>(anchor_positive), pointer<double>(anchor_negative),
-                              pointer<double>(ref_positive), pointer<double>(ref_negative), margin},
-                             {pointer<double>(sums), pointer<void>(anchor_grad), pointer<void>(ref_grad)});
-      },
-      py::call_guard<py::gil_scoped_release>());
-  module.def(
-      "triplet_margin",
-      [](const Pairs& pairs, Triplets triplets, double margin, Address weight, Address sums, Address anchor_grad,
-         Address ref_grad) {
-        triplet_margin(pairs, {triplets, margin, pointer<double>(weight)},
-                       {pointer<double>(sums), pointer<void>(anchor_grad), pointer<void>(ref_grad)});
-      },
-      py::call_guard<py::gil_scoped_release>());
+  bind_struct(module, "Mining", "The rule of the choice, and the results of `mine_triplets`.",
+              field("positive", &Mining::positive), field("negative", &Mining::negative),
+              field("beyond_hardest", &Mining::beyond_hardest), field("margin", &Mining::margin),
+              field("seed", &Mining::seed), field("positive_idx", &Mining::positive_idx),
+              field("negative_idx", &Mining::negative_idx), field("d_ap", &Mining::d_ap), field("d_an", &Mining::d_an),
+              field("n_pos", &Mining::n_pos), field("n_neg", &Mining::n_neg));
+  module.def("mine_triplets", &mine_triplets, Unlocked(), "One positive and one negative per anchor.");
+}
+
+void bind_losses(py::module_& module) {
+  bind_struct(module, "StructurePreserving", "Coefficients of anchors and references.",
+              field("anchor_pull", &StructurePreserving::anchor_pull),
+              field("anchor_push", &StructurePreserving::anchor_push),
+              field("ref_pull", &StructurePreserving::ref_pull), field("ref_push", &StructurePreserving::ref_push),
+              field("margin", &StructurePreserving::margin));
+  module.def("structure_preserving", &structure_preserving, Unlocked(), "ACMR's structure preserving loss.");
+  py::enum_<xmodal::Triplets>(module, "Triplets", "The triplets that a margin loss counts.")
+      .value("all", xmodal::Triplets::all)
+      .value("hard", xmodal::Triplets::hard)
+      .value("semihard", xmodal::Triplets::semihard);
+  bind_struct(module, "TripletMargin", "The triplets that count, the margin, and the weights of anchors.",
+              field("triplets", &TripletMargin::triplets), field("margin", &TripletMargin::margin),
+              optional("weight", &TripletMargin::weight));
+  module.def("triplet_margin", &triplet_margin, Unlocked(), "The margin loss over all triplets.");
 }
 
 }  // namespace
 
 void bind_cpu(py::module_& module) {
-  bind_pair_of_views(module);
-  bind_triplets(module);
+  bind_views(module);
+  bind_trace_norm(module);
+  bind_pairs(module);
+  bind_mining(module);
+  bind_losses(module);
+  module.def("instruction_set", &instruction_set, "The instruction set that the CPU kernels use.");
 }

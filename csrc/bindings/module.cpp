@@ -1,4 +1,4 @@
-// The native module. Only the files of this folder know Python.
+// The native module `_C`. Only the files of this folder depend on Python.
 #include "bindings.h"
 
 PYBIND11_MODULE(_C, module) {

@@ -1,28 +1,18 @@
-// Chooses an instruction set once, and sends every kernel to its copy for that set.
+// Chooses an instruction set once, and sends every call to the kernel that is compiled for it.
 #include <cstdlib>
 #include <cstring>
 #include <thread>
 #include <vector>
 
-#include "detail/sets.h"
-#include "xmodal/covariance.h"
-#include "xmodal/cpu.h"
-#include "xmodal/trace_norm.h"
-#include "xmodal/triplets.h"
+#include "xmodal/cpu/covariance.h"
+#include "xmodal/cpu/mining.h"
+#include "xmodal/cpu/pairs.h"
+#include "xmodal/cpu/runtime.h"
+#include "xmodal/cpu/structure_preserving.h"
+#include "xmodal/cpu/trace_norm.h"
+#include "xmodal/cpu/triplet_margin.h"
 
 namespace xmodal::cpu {
-
-XMODAL_DECLARE_FOR_SETS(std::size_t, covariance_workspace, const Views&, bool)
-XMODAL_DECLARE_FOR_SETS(void, covariance, const Views&, double, double, const Moments&)
-XMODAL_DECLARE_FOR_SETS(void, covariance_backward, const Views&, const void*, const void*, void*, void*)
-XMODAL_DECLARE_FOR_SETS(int64_t, trace_norm_workspace_bytes, const TraceNorm&)
-XMODAL_DECLARE_FOR_SETS(bool, trace_norm_f32, const TraceNorm&)
-XMODAL_DECLARE_FOR_SETS(bool, trace_norm_f64, const TraceNorm&)
-XMODAL_DECLARE_FOR_SETS(std::size_t, workspace_size, const Pairs&, bool)
-XMODAL_DECLARE_FOR_SETS(void, mine_triplets, const Pairs&, const Mining&)
-XMODAL_DECLARE_FOR_SETS(void, structure_preserving, const Pairs&, const StructurePreserving&, const Sums&)
-XMODAL_DECLARE_FOR_SETS(void, triplet_margin, const Pairs&, const TripletMargin&, const Sums&)
-
 namespace {
 
 enum class Set { baseline, avx2, avx512 };
@@ -36,9 +26,9 @@ Set choose() {
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd"))
     best = Set::avx512;
 #endif
-  if (const char* wish = std::getenv("XMODAL_CPU_SET")) {
-    if (!std::strcmp(wish, "baseline")) best = Set::baseline;
-    if (!std::strcmp(wish, "avx2") && best == Set::avx512) best = Set::avx2;
+  if (const char* limit = std::getenv("XMODAL_CPU_SET")) {
+    if (!std::strcmp(limit, "baseline")) best = Set::baseline;
+    if (!std::strcmp(limit, "avx2") && best == Set::avx512) best = Set::avx2;
   }
   return best;
 }
@@ -71,34 +61,29 @@ void run_parallel(int parts, void (*body)(void*, int, int), void* context) {
 #define XMODAL_CHOSEN(name) baseline::name
 #endif
 
-std::size_t covariance_workspace(const Views& views, bool backward) {
-  return XMODAL_CHOSEN(covariance_workspace)(views, backward);
-}
+// Declares a kernel for every set, and defines the function of the public header that calls the chosen one.
+#define XMODAL_DISPATCH(result, name, parameters, arguments) \
+  namespace baseline {                                       \
+  result name parameters;                                    \
+  }                                                          \
+  namespace avx2 {                                           \
+  result name parameters;                                    \
+  }                                                          \
+  namespace avx512 {                                         \
+  result name parameters;                                    \
+  }                                                          \
+  result name parameters { return XMODAL_CHOSEN(name) arguments; }
 
-void covariance(const Views& views, double rx, double ry, const Moments& moments) {
-  XMODAL_CHOSEN(covariance)(views, rx, ry, moments);
-}
-
-void covariance_backward(const Views& views, const void* weights, const void* offset, void* grad_x, void* grad_y) {
-  XMODAL_CHOSEN(covariance_backward)(views, weights, offset, grad_x, grad_y);
-}
-
-int64_t trace_norm_workspace_bytes(const TraceNorm& batch) { return XMODAL_CHOSEN(trace_norm_workspace_bytes)(batch); }
-
-bool trace_norm_f32(const TraceNorm& batch) { return XMODAL_CHOSEN(trace_norm_f32)(batch); }
-
-bool trace_norm_f64(const TraceNorm& batch) { return XMODAL_CHOSEN(trace_norm_f64)(batch); }
-
-std::size_t workspace_size(const Pairs& pairs, bool weights) { return XMODAL_CHOSEN(workspace_size)(pairs, weights); }
-
-void mine_triplets(const Pairs& pairs, const Mining& mining) { XMODAL_CHOSEN(mine_triplets)(pairs, mining); }
-
-void structure_preserving(const Pairs& pairs, const StructurePreserving& loss, const Sums& sums) {
-  XMODAL_CHOSEN(structure_preserving)(pairs, loss, sums);
-}
-
-void triplet_margin(const Pairs& pairs, const TripletMargin& loss, const Sums& sums) {
-  XMODAL_CHOSEN(triplet_margin)(pairs, loss, sums);
-}
+// clang-format off
+XMODAL_DISPATCH(std::size_t, covariance_workspace, (const Views& views, bool backward), (views, backward))
+XMODAL_DISPATCH(void, covariance, (const Views& views, const CovarianceForward& results), (views, results))
+XMODAL_DISPATCH(void, covariance_backward, (const Views& views, const CovarianceBackward& gradient), (views, gradient))
+XMODAL_DISPATCH(std::size_t, trace_norm_workspace, (const TraceNorm& batch), (batch))
+XMODAL_DISPATCH(bool, trace_norm, (const TraceNorm& batch), (batch))
+XMODAL_DISPATCH(std::size_t, pairs_workspace, (const Pairs& pairs, bool weights), (pairs, weights))
+XMODAL_DISPATCH(void, mine_triplets, (const Pairs& pairs, const Mining& mining), (pairs, mining))
+XMODAL_DISPATCH(void, structure_preserving, (const Pairs& pairs, const StructurePreserving& loss, const PairSums& results), (pairs, loss, results))
+XMODAL_DISPATCH(void, triplet_margin, (const Pairs& pairs, const TripletMargin& loss, const PairSums& results), (pairs, loss, results))
+// clang-format on
 
 }  // namespace xmodal::cpu

@@ -1,102 +1,119 @@
 // Value and gradients of the total correlation of two small views, in one call (Yan & Mikolajczyk, CVPR 2015).
-//   S = ZᵀZ / (m − 1) + ridge, Z = [Xc Yc];  J = L⁻¹ of either block;  T = Jx Sxy Jyᵀ;  P = polar factor of T
-//   value = ⟨P, T⟩,  Gxy = JxᵀP Jy,  2 Gxx = −Jxᵀ P Tᵀ Jx,  2 Gyy = −Jyᵀ Pᵀ T Jy
+//   S = ZᵀZ / (m − 1) + ridge, Z = [Xc Yc];  J = L⁻¹ for the Cholesky factor L of Sxx, of Syy;  T = Jx Sxy Jyᵀ
+//   value = ⟨P, T⟩, P the polar factor of T;  Gxy = JxᵀP Jy,  2 Gxx = −Jxᵀ P Tᵀ Jx,  2 Gyy = −Jyᵀ Pᵀ T Jy
 //   [∂X ∂Y] = Z [2Gxx Gxy; Gxyᵀ 2Gyy] / (m − 1)
-// The products over the m rows run in the inputs' type, the algebra of d × d matrices in fp64. Where fp32 products
-// would lose more than about three digits of the gradient, they run in fp64, too.
-#include "xmodal/trace_norm.h"
+// Products over the m rows use the type of the input, the algebra of d × d matrices uses fp64. If fp32 products would
+// cost more than about three digits of the gradient, they use fp64 as well.
+#include "xmodal/cpu/trace_norm.h"
 
-#include "detail/sets.h"
-#include "detail/small_product.h"
-#include "xmodal/cpu.h"
+#include "detail/arena.h"
+#include "detail/register_product.h"
+#include "detail/views.h"
+#include "xmodal/cpu/runtime.h"
 
 namespace xmodal::cpu::XMODAL_CPU_SET {
 namespace {
 
-constexpr int64_t kRows = 128;  // rows of Z in work at a time, so that a block stays in the second-level cache
+constexpr int64_t kSliceRows = 128;  // rows of Z per step: a slice stays in the second-level cache
 
-// A square or rectangular fp64 matrix in the workspace, rows padded.
-struct Matrix {
+// An fp64 matrix in the workspace, its rows padded to kPad.
+struct PaddedMatrix {
   double* data;
   int64_t ld;
   double& operator()(int64_t i, int64_t j) const { return data[i * ld + j]; }
   Operand<double> operand() const { return {data, ld, 1}; }
+  Operand<double> transposed() const { return operand().transposed(); }
+  PaddedMatrix reshaped(int64_t stride) const { return {data, stride}; }
 };
 
-void multiply(int64_t m, int64_t n, int64_t k, Operand<double> a, Matrix b, Matrix c, double alpha = 1,
-              Shape shape = Shape::full, bool add = false, bool symmetric = false) {
-  product<double, double>(m, padded(n), k, a, b.data, b.ld, c.data, c.ld, alpha, add, shape, symmetric);
+// C (m, n) = α A B
+void multiply(int64_t m, int64_t n, int64_t k, Operand<double> a, PaddedMatrix b, PaddedMatrix c, double alpha = 1,
+              Shape shape = Shape::full, Tiles tiles = Tiles::all) {
+  register_product<double, double>(m, round_up(n, kPad), k, a, b.data, b.ld, c.data, c.ld, alpha, Store::replace, shape,
+                                   tiles);
 }
 
-void transpose(int64_t m, int64_t n, Matrix a, Matrix at) {
-  for (int64_t i = 0; i < m; ++i)
-    for (int64_t j = 0; j < n; ++j) at(j, i) = a(i, j);
-}
+// The Cholesky factor of a matrix, through its inverse J; the pivots are the squares of the diagonal.
+struct Pivots {
+  double smallest, largest;
+  bool positive() const { return smallest > 0; }
+};
 
-// The inverse J of the Cholesky factor of a (n, n), lower; a is overwritten, what lies above its diagonal is ignored.
-// Sixteen columns at a time: eliminate in the diagonal block, then two products with the panel below. Returns the
-// smallest pivot L[i,i]², 0 where a is not positive definite; largest pivot in *largest.
-double cholesky_inverse(int64_t n, Matrix a, Matrix j, Matrix scratch, double* largest) {
-  double smallest = __builtin_inf();
-  *largest = 0;
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t c = 0; c < padded(n); ++c) j(i, c) = 0;
-  for (int64_t s = 0; s < n; s += kPad) {
-    const int64_t e = s + kPad < n ? s + kPad : n, w = e - s;
-    // a[s:e, s:e] −= L[s:e, :s] L[s:e, :s]ᵀ, where L[s:e, :s] = a[s:e, :s] J[:s, :s]ᵀ was left in a.
-    double l[kPad][kPad];
-    for (int64_t i = 0; i < w; ++i) {
-      for (int64_t c = 0; c <= i; ++c) {
-        double sum = a(s + i, s + c);
-        for (int64_t k = 0; k < c; ++k) sum -= l[i][k] * l[c][k];
-        if (c < i) {
-          l[i][c] = sum * j(s + c, s + c);
-        } else {
-          if (!(sum > 0)) return 0;
-          smallest = sum < smallest ? sum : smallest;
-          *largest = sum > *largest ? sum : *largest;
-          l[i][i] = __builtin_sqrt(sum);
-          j(s + i, s + i) = 1 / l[i][i];
-        }
+// One diagonal block of the factorisation, columns [s, s + w): L of the block, and its inverse into J.
+// False if a pivot is not positive.
+bool factor_diagonal(int64_t s, int64_t w, PaddedMatrix a, PaddedMatrix j, Pivots& pivots) {
+  double l[kPad][kPad];
+  for (int64_t i = 0; i < w; ++i) {
+    for (int64_t c = 0; c <= i; ++c) {
+      double sum = a(s + i, s + c);
+      for (int64_t k = 0; k < c; ++k) sum -= l[i][k] * l[c][k];
+      if (c < i) {
+        l[i][c] = sum * j(s + c, s + c);
+      } else {
+        if (!(sum > 0)) return false;
+        pivots.smallest = sum < pivots.smallest ? sum : pivots.smallest;
+        pivots.largest = sum > pivots.largest ? sum : pivots.largest;
+        l[i][i] = __builtin_sqrt(sum);
+        j(s + i, s + i) = 1 / l[i][i];
       }
     }
-    for (int64_t i = 1; i < w; ++i) {  // J of the diagonal block, row by row: J[i] = −J[i,i] Σ L[i,k] J[k]
-      double row[kPad] = {};
-      for (int64_t k = 0; k < i; ++k)
-        for (int64_t c = 0; c < kPad; ++c) row[c] += l[i][k] * j(s + k, s + c);
-      for (int64_t c = 0; c < i; ++c) j(s + i, s + c) = -j(s + i, s + i) * row[c];
-    }
-    if (s) {  // J[s:e, :s] = −J[s:e, s:e] (L[s:e, :s] J[:s, :s])
-      multiply(w, s, s, {&a(s, 0), a.ld, 1}, j, scratch);
-      product<double, double>(w, s, w, {&j(s, s), j.ld, 1}, scratch.data, scratch.ld, &j(s, 0), j.ld, -1, false,
-                              Shape::lower);
-    }
-    if (e < n) {
-      // Panel L[e:, s:e] = a[e:, s:e] J[s:e, s:e]ᵀ, then a[e:, e:] −= L[e:, s:e] L[e:, s:e]ᵀ.
-      double jt[kPad * kPad], lt[kPad * (kTraceNormMaxDim + kPad)];
-      for (int64_t r = 0; r < kPad; ++r)
-        for (int64_t c = 0; c < kPad; ++c) jt[c * kPad + r] = r < w && c < w ? j(s + r, s + c) : 0;
-      product<double, double>(n - e, kPad, w, {&a(e, s), a.ld, 1}, jt, kPad, scratch.data, kPad);
-      const int64_t width = padded(n - e);
-      for (int64_t r = 0; r < n - e; ++r)
-        for (int64_t c = 0; c < kPad; ++c) a(e + r, s + c) = lt[c * width + r] = scratch.data[r * kPad + c];
-      for (int64_t c = 0; c < kPad; ++c)
-        for (int64_t r = n - e; r < width; ++r) lt[c * width + r] = 0;
-      product<double, double>(n - e, width, kPad, {scratch.data, kPad, 1}, lt, width, &a(e, e), a.ld, -1, true,
-                              Shape::full, true);
-    }
   }
-  return smallest;
+  for (int64_t i = 1; i < w; ++i) {  // row by row: J[i] = −J[i,i] Σ L[i,k] J[k]
+    double row[kPad] = {};
+    for (int64_t k = 0; k < i; ++k)
+      for (int64_t c = 0; c < kPad; ++c) row[c] += l[i][k] * j(s + k, s + c);
+    for (int64_t c = 0; c < i; ++c) j(s + i, s + c) = -j(s + i, s + i) * row[c];
+  }
+  return true;
 }
 
-// The orthogonal polar factor of t (p, q), p ≥ q, σ ≤ 1, by dynamically weighted Halley steps
-//   X ← X ((b/c) I + (a − b/c) (I + c XᵀX)⁻¹)                (QDWH; Nakatsukasa, Bai & Gygi, SIAM J. Matrix Anal.
-//   2010).
-// Singular values far below `low` stay small: they take the subgradient 0.
-void polar(int64_t p, int64_t q, Matrix& x, Matrix gram, Matrix inverse, Matrix step, Matrix next, Matrix scratch,
-           double low, double tolerance) {
+// The panel below it, L[e:, s:e] = a[e:, s:e] J[s:e, s:e]ᵀ, left in a; then a[e:, e:] −= L[e:, s:e] L[e:, s:e]ᵀ.
+void eliminate_panel(int64_t n, int64_t s, int64_t e, PaddedMatrix a, PaddedMatrix j, PaddedMatrix scratch) {
+  double jt[kPad * kPad], lt[kPad * (kTraceNormMaxDim + kPad)];
+  const int64_t w = e - s, width = round_up(n - e, kPad);
+  for (int64_t r = 0; r < kPad; ++r)
+    for (int64_t c = 0; c < kPad; ++c) jt[c * kPad + r] = r < w && c < w ? j(s + r, s + c) : 0;
+  register_product<double, double>(n - e, kPad, w, {&a(e, s), a.ld, 1}, jt, kPad, scratch.data, kPad);
+  for (int64_t r = 0; r < n - e; ++r)
+    for (int64_t c = 0; c < kPad; ++c) a(e + r, s + c) = lt[c * width + r] = scratch.data[r * kPad + c];
+  for (int64_t c = 0; c < kPad; ++c)
+    for (int64_t r = n - e; r < width; ++r) lt[c * width + r] = 0;
+  register_product<double, double>(n - e, width, kPad, {scratch.data, kPad, 1}, lt, width, &a(e, e), a.ld, -1,
+                                   Store::add, Shape::full, Tiles::lower);
+}
+
+// The inverse J of the Cholesky factor of a (n, n), lower, kPad columns at a time. a is overwritten; its elements above
+// the diagonal are ignored. The smallest pivot is 0 if a is not positive definite.
+Pivots cholesky_inverse(int64_t n, PaddedMatrix a, PaddedMatrix j, PaddedMatrix scratch) {
+  Pivots pivots{__builtin_inf(), 0};
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t c = 0; c < round_up(n, kPad); ++c) j(i, c) = 0;
+  for (int64_t s = 0; s < n; s += kPad) {
+    const int64_t e = at_most(s + kPad, n), w = e - s;
+    if (!factor_diagonal(s, w, a, j, pivots)) return {0, pivots.largest};
+    if (s) {  // J[s:e, :s] = −J[s:e, s:e] (L[s:e, :s] J[:s, :s])
+      multiply(w, s, s, {&a(s, 0), a.ld, 1}, j, scratch);
+      register_product<double, double>(w, s, w, {&j(s, s), j.ld, 1}, scratch.data, scratch.ld, &j(s, 0), j.ld, -1,
+                                       Store::replace, Shape::lower);
+    }
+    if (e < n) eliminate_panel(n, s, e, a, j, scratch);
+  }
+  return pivots;
+}
+
+// Buffers of the polar iteration: (p, q) next, all others (q, q).
+struct PolarBuffers {
+  PaddedMatrix gram, inverse, step, next, scratch;
+};
+
+// The orthogonal polar factor of x (p, q), p >= q, σ <= 1, by dynamically weighted Halley steps (QDWH; Nakatsukasa, Bai
+// & Gygi, SIAM J. Matrix Anal. 2010):
+//   X ← X ((b/c) I + (a − b/c) (I + c XᵀX)⁻¹)
+// Returns its buffer, that of x or `next`. Singular values far below `low` stay small: they take the subgradient 0.
+PaddedMatrix polar(int64_t p, int64_t q, PaddedMatrix x, PolarBuffers buffers, double low, double tolerance) {
+  auto& [gram, inverse, step, next, scratch] = buffers;
   for (int iteration = 0; iteration < 20; ++iteration) {
-    multiply(q, q, p, x.operand().transposed(), x, gram, 1, Shape::full, false, true);
+    multiply(q, q, p, x.transposed(), x, gram, 1, Shape::full, Tiles::lower);
     double trace = 0, square = 0;
     for (int64_t i = 0; i < q; ++i) {
       double off = 0;
@@ -104,7 +121,7 @@ void polar(int64_t p, int64_t q, Matrix& x, Matrix gram, Matrix inverse, Matrix 
       trace += gram(i, i);
       square += 2 * off + gram(i, i) * gram(i, i);
     }
-    if (trace - square <= tolerance * q) return;  // Σ σ²(1 − σ²): every σ is 1, or too small to count
+    if (trace - square <= tolerance * q) break;  // Σ σ²(1 − σ²): every σ is 1, or too small to count
     const double l2 = low * low;
     const double d = l2 < 1 ? __builtin_cbrt(4 * (1 - l2) / (l2 * l2)) : 0, root = __builtin_sqrt(1 + d);
     const double inner = 8 - 4 * d + 8 * (2 - l2) / (l2 * root);
@@ -113,258 +130,298 @@ void polar(int64_t p, int64_t q, Matrix& x, Matrix gram, Matrix inverse, Matrix 
       for (int64_t j = 0; j <= i; ++j) gram(i, j) *= c;
       gram(i, i) += 1;
     }
-    double largest;
-    if (!(cholesky_inverse(q, gram, inverse, scratch, &largest) > 0)) return;  // only NaN gets here
-    multiply(q, q, q, inverse.operand().transposed(), inverse, step, a - b / c, Shape::upper, false, true);
+    if (!cholesky_inverse(q, gram, inverse, scratch).positive()) break;  // only for NaN
+    multiply(q, q, q, inverse.transposed(), inverse, step, a - b / c, Shape::upper, Tiles::lower);
     mirror(q, step.data, step.ld);
     for (int64_t i = 0; i < q; ++i) step(i, i) += b / c;
     multiply(p, q, q, x.operand(), step, next);
-    const Matrix stepped = next;
+    const PaddedMatrix stepped = next;
     next = x, x = stepped;
     low = low * (a + b * l2) / (1 + c * l2);
     if (low > 1) low = 1;
   }
+  return x;
 }
 
-// A view as the caller gave it.
-template <typename In>
-struct View {
-  const In* data;
-  int64_t stride, d;
-};
+// How the problems of a batch are worked on. The larger view of a problem comes first: p >= q columns.
+struct Plan {
+  int64_t p, q;           // columns of the larger and of the smaller view
+  int64_t dp, dq, width;  // padded: of the larger view, of the smaller one, and of both
+  int threads;            // threads that share one problem
+  int problems;           // problems in progress at a time: 1 if threads > 1
 
-// Rows [begin, end) of Z = [Xc Yc], in T, each view padded with zeros to a multiple of kPad.
-template <typename T, typename In>
-void gather(View<In> x, View<In> y, const double* mean, int64_t begin, int64_t end, T* z, int64_t dp, int64_t width) {
-  for (int64_t r = begin; r < end; ++r, z += width) {
-    const View<In> views[] = {x, y};
-    for (int v = 0; v < 2; ++v) {
-      const In* row = views[v].data + r * views[v].stride;
-      const double* shift = mean + v * dp;
-      T* to = z + v * dp;
-      // In fp32 the nearby difference is exact, and what rounding took from the mean follows.
-      for (int64_t c = 0; c < views[v].d; ++c) {
-        const In coarse = In(shift[c]);
-        to[c] = (T(row[c]) - T(coarse)) - T(shift[c] - coarse);
-      }
-      const int64_t stop = v ? width - dp : dp;
-      for (int64_t c = views[v].d; c < stop; ++c) to[c] = 0;
-    }
-  }
-}
-
-template <typename In>
-void column_means(View<In> v, int64_t m, double* mean) {
-  for (int64_t c = 0; c < v.d; ++c) mean[c] = 0;
-  for (int64_t r = 0; r < m; ++r)
-    for (int64_t c = 0; c < v.d; ++c) mean[c] += v.data[r * v.stride + c];
-  for (int64_t c = 0; c < v.d; ++c) mean[c] /= m;
-}
-
-// The workspace of a problem, laid out for the wider type, so that a second attempt in fp64 fits, too.
-struct Layout {
-  int64_t dp, dq, width;  // padded dimensions of the larger view, the smaller one, and both
-  int64_t matrix, rows, moments;
-  int threads, parts;  // that share a problem; where that is one, problems that are worked on at a time
-  explicit Layout(const TraceNorm& t)
-      : dp(padded(t.dx > t.dy ? t.dx : t.dy)), dq(padded(t.dx > t.dy ? t.dy : t.dx)), width(dp + dq) {
-    matrix = (dp + kPad) * dp;
-    rows = kRows * width;
-    moments = (width + kPad) * width;
+  explicit Plan(const TraceNorm& batch) : p(at_least(batch.dx, batch.dy)), q(at_most(batch.dx, batch.dy)) {
+    dp = round_up(p, kPad), dq = round_up(q, kPad), width = dp + dq;
     // A thread costs up to 100 µs to start, the time of some ten million multiply-adds.
-    const auto worth = [&](int64_t rows, int64_t most) {
-      const int64_t count = rows * width * width / 30000000;
-      return int(count < 1 ? 1 : count < most ? count : most);
+    const auto worth = [&](int64_t rows, int64_t limit) {
+      return static_cast<int>(at_least(1, at_most(rows * width * width / 30000000, limit)));
     };
-    threads = worth(t.m, t.threads);
-    parts = threads > 1 ? 1 : worth(t.problems * (t.m + 8 * width), t.problems < t.threads ? t.problems : t.threads);
+    threads = worth(batch.m, batch.threads);
+    problems = threads > 1 ? 1 : worth(batch.problems * (batch.m + 8 * width), at_most(batch.problems, batch.threads));
   }
-  int64_t doubles() const { return width + 13 * matrix + moments + threads * (2 * rows + moments); }
 };
 
-// Value and gradients of one problem.
-template <typename T, typename In>
-bool attempt(const TraceNorm& problem, const Layout& layout) {
-  // x is the larger view from here on.
-  const bool swapped = problem.dx < problem.dy;
-  View<In> x{static_cast<const In*>(problem.x), problem.x_stride, problem.dx};
-  View<In> y{static_cast<const In*>(problem.y), problem.y_stride, problem.dy};
-  double rx = problem.rx, ry = problem.ry;
-  void *grad_x = problem.grad_x, *grad_y = problem.grad_y;
-  if (swapped) {
-    const View<In> other = x;
-    x = y, y = other;
-    rx = problem.ry, ry = problem.rx;
-    grad_x = problem.grad_y, grad_y = problem.grad_x;
-  }
-  const int64_t m = problem.m, p = x.d, q = y.d, dp = layout.dp, dq = layout.dq, width = layout.width;
-  double* free = static_cast<double*>(problem.workspace);
-  const auto take = [&](int64_t count) {
-    double* mine = free;
-    free += count;
-    return mine;
+// One view of a problem.
+template <class In>
+struct Side {
+  View<In> view;
+  double ridge;
+  In* grad;  // [m, d], or null
+};
+
+template <class In>
+struct Problem {
+  Side<In> side[2];  // the larger view first
+  int64_t m;
+  double* value;
+};
+
+template <class In>
+Problem<In> problem_of(const TraceNorm& batch, const Plan& plan, int64_t i) {
+  const auto side = [&](const void* data, int64_t stride, int64_t step, int64_t d, double ridge, void* grad) {
+    const View<In> view{static_cast<const In*>(data) + i * step, stride, d, 0, round_up(d, kPad)};
+    return Side<In>{view, ridge, grad ? static_cast<In*>(grad) + i * batch.m * d : nullptr};
   };
-  const auto matrix = [&](int64_t ld) { return Matrix{take(layout.matrix), ld}; };
-  double* mean = take(width);
-  const Matrix s{take(layout.moments), width};
-  double* rows = take(layout.threads * 2 * layout.rows);
-  double* partial = take(layout.threads * layout.moments);
+  const Side<In> x = side(batch.x, batch.x_stride, batch.x_problem_stride, batch.dx, batch.rx, batch.grad_x);
+  const Side<In> y = side(batch.y, batch.y_stride, batch.y_problem_stride, batch.dy, batch.ry, batch.grad_y);
+  const bool swapped = batch.dx < batch.dy;
+  Problem<In> problem{{swapped ? y : x, swapped ? x : y}, batch.m, batch.value + i};
+  problem.side[1].view.begin = plan.dp;
+  return problem;
+}
 
-  for (int64_t c = 0; c < width; ++c) mean[c] = 0;
-  column_means(x, m, mean);
-  column_means(y, m, mean + dp);
+// Buffers of one problem. Those of T have the size of fp64, so that a second attempt in fp64 fits.
+template <class T>
+struct Workspace {
+  double* mean;                  // [width]
+  T* shift;                      // [2, width]: coarse and fine means
+  double* moments;               // [width, width]: ZᵀZ / (m − 1), lower triangle
+  T* weights;                    // [width, width]: those of the gradient, in place of the moments
+  T* slices;                     // [threads, 2, kSliceRows, width]: rows of Z, and of the gradient
+  double* partial;               // [threads, width, width]: each thread's part of the moments
+  PaddedMatrix sxx, syy, sxy;    // covariances with their ridges
+  PaddedMatrix jx, jy;           // inverse Cholesky factors
+  PaddedMatrix t, polar, spare;  // T, its polar factor, and the other buffer of the iteration
+  PaddedMatrix scratch[5];       // (p, p)
+  std::size_t bytes;
 
-  parallel(layout.threads, [&](int part, int parts) {
-    T* z = reinterpret_cast<T*>(rows + part * 2 * layout.rows);
-    double* sum = partial + part * layout.moments;
-    for (int64_t i = 0; i < width * width; ++i) sum[i] = 0;
-    const int64_t blocks = (m + kRows - 1) / kRows;
-    for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
-      const int64_t begin = block * kRows, end = begin + kRows < m ? begin + kRows : m;
-      gather<T, In>(x, y, mean, begin, end, z, dp, width);
-      product<T, double>(width, width, end - begin, {z, 1, width}, z, width, sum, width, 1, true, Shape::full, true);
+  Workspace(const Plan& plan, void* memory) {
+    Arena arena(memory);
+    const int64_t square = (plan.width + kPad) * plan.width;
+    const auto matrix = [&](int64_t ld) { return PaddedMatrix{arena.take<double>((plan.dp + kPad) * plan.dp), ld}; };
+    mean = arena.take<double>(plan.width);
+    shift = reinterpret_cast<T*>(arena.take<double>(2 * plan.width));
+    moments = arena.take<double>(square);
+    weights = reinterpret_cast<T*>(moments);
+    slices = reinterpret_cast<T*>(arena.take<double>(plan.threads * 2 * kSliceRows * plan.width));
+    partial = arena.take<double>(plan.threads * square);
+    sxx = matrix(plan.dp), syy = matrix(plan.dq), sxy = matrix(plan.dq);
+    jx = matrix(plan.dp), jy = matrix(plan.dq);
+    t = matrix(plan.dq), polar = matrix(plan.dq), spare = matrix(plan.dq);
+    for (PaddedMatrix& each : scratch) each = matrix(plan.dp);
+    bytes = arena.used();
+  }
+};
+
+template <class T, class In>
+void find_means(const Problem<In>& problem, const Plan& plan, const Workspace<T>& ws) {
+  for (int64_t c = 0; c < plan.width; ++c) ws.mean[c] = 0;
+  for (const Side<In>& side : problem.side) {
+    const View<In>& v = side.view;
+    double* mean = ws.mean + v.begin;
+    for (int64_t r = 0; r < problem.m; ++r)
+      for (int64_t c = 0; c < v.d; ++c) mean[c] += v.data[r * v.stride + c];
+    for (int64_t c = 0; c < v.d; ++c) mean[c] /= problem.m;
+  }
+  for (int64_t c = 0; c < plan.width; ++c) split_mean<In>(ws.mean[c], ws.shift[c], ws.shift[plan.width + c]);
+}
+
+// Calls body(part, z, begin, rows) for every slice of Z, centred; threads get runs of adjacent slices.
+template <class T, class In, class Body>
+void each_slice(const Problem<In>& problem, const Plan& plan, const Workspace<T>& ws, const Body& body) {
+  parallel(plan.threads, [&](int part, int parts) {
+    T* z = ws.slices + part * 2 * kSliceRows * plan.width * static_cast<int64_t>(sizeof(double) / sizeof(T));
+    const Range slices = share(divide_up(problem.m, kSliceRows), part, parts);
+    for (int64_t slice = slices.begin; slice < slices.end; ++slice) {
+      const int64_t begin = slice * kSliceRows, rows = at_most(kSliceRows, problem.m - begin);
+      for (int64_t r = 0; r < rows; ++r)
+        for (const Side<In>& side : problem.side) {
+          const T* coarse = ws.shift + side.view.begin;
+          centre_row(side.view, begin + r, coarse, coarse + plan.width, z + r * plan.width + side.view.begin);
+        }
+      body(part, z, begin, rows);
     }
+  });
+}
+
+template <class T, class In>
+void find_moments(const Problem<In>& problem, const Plan& plan, const Workspace<T>& ws) {
+  const int64_t width = plan.width, square = (width + kPad) * width;
+  for (int64_t i = 0; i < plan.threads * square; ++i) ws.partial[i] = 0;
+  each_slice(problem, plan, ws, [&](int part, const T* z, int64_t, int64_t rows) {
+    register_product<T, double>(width, width, rows, {z, 1, width}, z, width, ws.partial + part * square, width, 1,
+                                Store::add, Shape::full, Tiles::lower);
   });
   for (int64_t i = 0; i < width * width; ++i) {
-    double sum = partial[i];
-    for (int t = 1; t < layout.threads; ++t) sum += partial[t * layout.moments + i];
-    s.data[i] = sum / (m - 1);
+    double sum = ws.partial[i];
+    for (int t = 1; t < plan.threads; ++t) sum += ws.partial[t * square + i];
+    ws.moments[i] = sum / (problem.m - 1);
   }
+}
 
-  const Matrix sxx = matrix(dp), syy = matrix(dq), sxy = matrix(dq), jx = matrix(dp), jy = matrix(dq), t = matrix(dq);
-  Matrix polar_factor = matrix(dq), spare = matrix(dq);
-  const Matrix a = matrix(dp), b = matrix(dp), c = matrix(dp), d = matrix(dp);
-  const Matrix scratch = matrix(dp);
+// The views' own parts of the algebra run side by side if that is worth a thread.
+template <class First, class Second>
+void side_by_side(const Plan& plan, First first, Second second) {
+  parallel(plan.threads > 1 && plan.q >= 128 ? 2 : 1, [&](int part, int parts) {
+    if (part == 0) first();
+    if (part == parts - 1) second();
+  });
+}
+
+// Covariances from the moments, and their inverse Cholesky factors. False if they do not factorise, or are too ill
+// conditioned for moments of type T.
+template <class T, class In>
+bool factorise(const Problem<In>& problem, const Plan& plan, const Workspace<T>& ws) {
+  const auto moment = [&](int64_t i, int64_t j) { return ws.moments[i * plan.width + j]; };
   double trace = 0;
-  for (int64_t i = 0; i < p; ++i) {
-    for (int64_t j = 0; j <= i; ++j) sxx(i, j) = s(i, j);
-    sxx(i, i) += rx;
-    trace += sxx(i, i);
-    for (int64_t j = 0; j < dq; ++j) sxy(i, j) = j < q ? s(dp + j, i) : 0;
+  for (int64_t i = 0; i < plan.p; ++i) {
+    for (int64_t j = 0; j <= i; ++j) ws.sxx(i, j) = moment(i, j);
+    ws.sxx(i, i) += problem.side[0].ridge;
+    trace += ws.sxx(i, i);
+    for (int64_t j = 0; j < plan.dq; ++j) ws.sxy(i, j) = j < plan.q ? moment(plan.dp + j, i) : 0;
   }
-  for (int64_t i = 0; i < q; ++i) {
-    for (int64_t j = 0; j <= i; ++j) syy(i, j) = s(dp + i, dp + j);
-    syy(i, i) += ry;
-    trace += syy(i, i);
+  for (int64_t i = 0; i < plan.q; ++i) {
+    for (int64_t j = 0; j <= i; ++j) ws.syy(i, j) = moment(plan.dp + i, plan.dp + j);
+    ws.syy(i, i) += problem.side[1].ridge;
+    trace += ws.syy(i, i);
   }
-  if (!(trace - trace == 0)) return false;
-  // The views' own halves of the algebra stand side by side where that pays for a thread.
-  const int halves = layout.threads > 1 && q >= 128 ? 2 : 1;
-  const auto side_by_side = [&](auto&& first, auto&& second) {
-    parallel(halves, [&](int part, int parts) {
-      if (part == 0) first();
-      if (part == parts - 1) second();
-    });
-  };
-  double most_x, most_y, least_x, least_y;
-  side_by_side([&] { least_x = cholesky_inverse(p, sxx, jx, scratch, &most_x); },
-               [&] { least_y = cholesky_inverse(q, syy, jy, d, &most_y); });
-  if (!(least_x > 0 && least_y > 0)) return false;
-  const double eps = sizeof(T) == 4 ? 1.2e-7 : 2.3e-16;
-  const double tolerance = sizeof(T) == 4 ? 1e-3 : 1e-6;
-  if (eps * most_x > tolerance * least_x || eps * most_y > tolerance * least_y) return false;
+  if (!(trace - trace == 0)) return false;  // not finite
+  Pivots x, y;
+  side_by_side(
+      plan, [&] { x = cholesky_inverse(plan.p, ws.sxx, ws.jx, ws.scratch[0]); },
+      [&] { y = cholesky_inverse(plan.q, ws.syy, ws.jy, ws.scratch[1]); });
+  const double eps = sizeof(T) == 4 ? 1.2e-7 : 2.3e-16, tolerance = sizeof(T) == 4 ? 1e-3 : 1e-6;
+  const auto well_conditioned = [&](Pivots pivots) { return !(eps * pivots.largest > tolerance * pivots.smallest); };
+  return x.positive() && y.positive() && well_conditioned(x) && well_conditioned(y);
+}
 
-  // T = Jx Sxy Jyᵀ
-  multiply(p, q, p, jx.operand(), sxy, a, 1, Shape::lower);
-  transpose(q, q, jy, b);
+// T = Jx Sxy Jyᵀ and its polar factor P; returns ⟨P, T⟩. `low` and `tolerance` are those of polar().
+template <class T>
+double correlate(const Plan& plan, Workspace<T>& ws, double low, double tolerance) {
+  const int64_t p = plan.p, q = plan.q, dq = plan.dq;
+  const PaddedMatrix jx_sxy = ws.scratch[0], jy_t = ws.scratch[1];
+  multiply(p, q, p, ws.jx.operand(), ws.sxy, jx_sxy, 1, Shape::lower);
   for (int64_t i = 0; i < q; ++i)
-    for (int64_t j = q; j < dq; ++j) b(i, j) = 0;
-  multiply(p, q, q, Operand<double>{a.data, a.ld, 1}, Matrix{b.data, b.ld}, t);
-  for (int64_t i = 0; i < p * dq; ++i) polar_factor.data[i] = t.data[i];
-  polar(p, q, polar_factor, Matrix{a.data, dq}, Matrix{b.data, dq}, Matrix{c.data, dq}, spare, scratch,
-        sizeof(In) == 4 ? 1e-6 : 1e-8, sizeof(In) == 4 ? 1e-8 : 1e-15);
+    for (int64_t j = 0; j < dq; ++j) jy_t(i, j) = j < q ? ws.jy(j, i) : 0;
+  multiply(p, q, q, jx_sxy.operand(), jy_t, ws.t);
+  for (int64_t i = 0; i < p * dq; ++i) ws.polar.data[i] = ws.t.data[i];
+  const PolarBuffers buffers{ws.scratch[0].reshaped(dq), ws.scratch[1].reshaped(dq), ws.scratch[2].reshaped(dq),
+                             ws.spare, ws.scratch[4]};
+  ws.polar = polar(p, q, ws.polar, buffers, low, tolerance);
   double value = 0;
   for (int64_t i = 0; i < p; ++i)
-    for (int64_t j = 0; j < q; ++j) value += polar_factor(i, j) * t(i, j);
-  *problem.value = value;
-  if (!grad_x && !grad_y) return true;
+    for (int64_t j = 0; j < q; ++j) value += ws.polar(i, j) * ws.t(i, j);
+  return value;
+}
 
-  // The blocks of M = [2Gxx Gxy; Gxyᵀ 2Gyy] / (m − 1), in T.
-  T* weights = reinterpret_cast<T*>(s.data);
-  const auto place = [&](int64_t n, int64_t k, Matrix from, int64_t row, int64_t column, bool transposed) {
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t j = 0; j < k; ++j)
-        (transposed ? weights[(row + j) * width + column + i] : weights[(row + i) * width + column + j]) =
-            T(from(i, j));
+// [2Gxx Gxy; Gxyᵀ 2Gyy] / (m − 1), in T.
+template <class T, class In>
+void find_weights(const Problem<In>& problem, const Plan& plan, const Workspace<T>& ws) {
+  const int64_t p = plan.p, q = plan.q, dp = plan.dp, dq = plan.dq, width = plan.width;
+  const auto write = [&](int64_t rows, int64_t columns, PaddedMatrix from, int64_t row, int64_t column) {
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < columns; ++j) ws.weights[(row + i) * width + column + j] = static_cast<T>(from(i, j));
   };
-  for (int64_t i = 0; i < width * width; ++i) weights[i] = 0;
-  const double scale = 1.0 / (m - 1);
-  const Matrix v{a.data, dq}, w{b.data, dq};
-  multiply(p, q, p, jx.operand().transposed(), polar_factor, v, 1, Shape::upper);  // V = JxᵀP
-  multiply(p, q, q, v.operand(), jy, w, scale);                                    // Gxy = V Jy
-  place(p, q, w, 0, dp, false);
-  place(p, q, w, dp, 0, true);
+  for (int64_t i = 0; i < width * width; ++i) ws.weights[i] = 0;
+  const double scale = 1.0 / (problem.m - 1);
+  const PaddedMatrix v = ws.scratch[0].reshaped(dq), gxy = ws.scratch[1].reshaped(dq);
+  multiply(p, q, p, ws.jx.transposed(), ws.polar, v, 1, Shape::upper);  // V = JxᵀP
+  multiply(p, q, q, v.operand(), ws.jy, gxy, scale);
+  write(p, q, gxy, 0, dp);
+  for (int64_t i = 0; i < p; ++i)
+    for (int64_t j = 0; j < q; ++j) ws.weights[(dp + j) * width + i] = static_cast<T>(gxy(i, j));
   side_by_side(
+      plan,
       [&] {  // 2Gxx = −V (TᵀJx)
-        if (!grad_x) return;
-        multiply(q, p, p, t.operand().transposed(), jx, c);
-        multiply(p, p, q, v.operand(), c, d, -scale);
-        place(p, p, d, 0, 0, false);
+        if (!problem.side[0].grad) return;
+        const PaddedMatrix t_jx = ws.scratch[2], gxx = ws.scratch[3];
+        multiply(q, p, p, ws.t.transposed(), ws.jx, t_jx);
+        multiply(p, p, q, v.operand(), t_jx, gxx, -scale);
+        write(p, p, gxx, 0, 0);
       },
-      [&] {  // 2Gyy = −Jyᵀ (Pᵀ (T Jy)); the covariances have done their part and lend their room
-        if (!grad_y) return;
-        const Matrix e{sxx.data, dq}, f{syy.data, dq};
-        multiply(p, q, q, t.operand(), jy, sxy);
-        multiply(q, q, p, polar_factor.operand().transposed(), sxy, e);
-        multiply(q, q, q, jy.operand().transposed(), e, f, -scale, Shape::upper);
-        place(q, q, f, dp, dp, false);
+      [&] {  // 2Gyy = −Jyᵀ (Pᵀ (T Jy)), in the buffers of the covariances, which are not needed any more
+        if (!problem.side[1].grad) return;
+        const PaddedMatrix t_jy = ws.sxy, p_t_jy = ws.sxx.reshaped(dq), gyy = ws.syy;
+        multiply(p, q, q, ws.t.operand(), ws.jy, t_jy);
+        multiply(q, q, p, ws.polar.transposed(), t_jy, p_t_jy);
+        multiply(q, q, q, ws.jy.transposed(), p_t_jy, gyy, -scale, Shape::upper);
+        write(q, q, gyy, dp, dp);
       });
+}
 
-  parallel(layout.threads, [&](int part, int parts) {
-    T* z = reinterpret_cast<T*>(rows + part * 2 * layout.rows);
-    T* out = z + kRows * width;
-    const int64_t blocks = (m + kRows - 1) / kRows;
-    for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
-      const int64_t begin = block * kRows, end = begin + kRows < m ? begin + kRows : m;
-      gather<T, In>(x, y, mean, begin, end, z, dp, width);
-      const int64_t first = grad_x ? 0 : dp, last = grad_y ? width : dp;
-      product<T, T>(end - begin, last - first, width, {z, width, 1}, weights + first, width, out + first, width);
-      for (int view = 0; view < 2; ++view) {
-        In* to = static_cast<In*>(view ? grad_y : grad_x);
-        const int64_t n = view ? q : p;
-        if (!to) continue;
-        for (int64_t r = begin; r < end; ++r)
-          for (int64_t col = 0; col < n; ++col) to[r * n + col] = In(out[(r - begin) * width + view * dp + col]);
-      }
+// Z times the weights.
+template <class T, class In>
+void write_gradients(const Problem<In>& problem, const Plan& plan, const Workspace<T>& ws) {
+  const int64_t width = plan.width;
+  const int64_t first = problem.side[0].grad ? 0 : plan.dp, last = problem.side[1].grad ? width : plan.dp;
+  each_slice(problem, plan, ws, [&](int, T* z, int64_t begin, int64_t rows) {
+    T* out = z + kSliceRows * width;
+    register_product<T, T>(rows, last - first, width, {z, width, 1}, ws.weights + first, width, out + first, width);
+    for (const Side<In>& side : problem.side) {
+      const int64_t d = side.view.d;
+      if (!side.grad) continue;
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < d; ++c)
+          side.grad[(begin + r) * d + c] = static_cast<In>(out[r * width + side.view.begin + c]);
     }
   });
+}
+
+// Value and gradients of one problem, with products in T. False if a covariance does not factorise.
+template <class T, class In>
+bool attempt(const Problem<In>& problem, const Plan& plan, void* memory) {
+  Workspace<T> ws(plan, memory);
+  find_means(problem, plan, ws);
+  find_moments(problem, plan, ws);
+  if (!factorise(problem, plan, ws)) return false;
+  constexpr bool kWide = sizeof(In) == 8;
+  *problem.value = correlate(plan, ws, kWide ? 1e-8 : 1e-6, kWide ? 1e-15 : 1e-8);
+  if (problem.side[0].grad || problem.side[1].grad) {
+    find_weights(problem, plan, ws);
+    write_gradients(problem, plan, ws);
+  }
   return true;
 }
 
-// Small problems stand side by side on the threads, larger ones have all of them in turn.
-template <typename In, typename Solve>
-bool each_problem(const TraceNorm& batch, Solve solve) {
-  const Layout layout(batch);
-  parallel(layout.parts, [&](int part, int parts) {
-    TraceNorm problem = batch;
-    problem.workspace = static_cast<double*>(batch.workspace) + part * layout.doubles();
-    for (int64_t i = batch.problems * part / parts; i < batch.problems * (part + 1) / parts; ++i) {
-      problem.x = static_cast<const In*>(batch.x) + i * batch.x_problem_stride;
-      problem.y = static_cast<const In*>(batch.y) + i * batch.y_problem_stride;
-      problem.value = batch.value + i;
-      if (batch.grad_x) problem.grad_x = static_cast<In*>(batch.grad_x) + i * batch.m * batch.dx;
-      if (batch.grad_y) problem.grad_y = static_cast<In*>(batch.grad_y) + i * batch.m * batch.dy;
-      if (!solve(problem, layout)) *problem.value = __builtin_nan("");
+// Small problems run side by side on the threads, larger ones use all threads in turn.
+template <class In>
+bool each_problem(const TraceNorm& batch) {
+  const Plan plan(batch);
+  const std::size_t bytes = Workspace<double>(plan, nullptr).bytes;
+  parallel(plan.problems, [&](int part, int parts) {
+    void* memory = static_cast<char*>(batch.workspace) + part * bytes;
+    const Range mine = share(batch.problems, part, parts);
+    for (int64_t i = mine.begin; i < mine.end; ++i) {
+      const Problem<In> problem = problem_of<In>(batch, plan, i);
+      bool served = attempt<In>(problem, plan, memory);
+      if constexpr (sizeof(In) == 4) served = served || attempt<double>(problem, plan, memory);
+      if (!served) *problem.value = __builtin_nan("");
     }
   });
-  bool served = true;
-  for (int64_t i = 0; i < batch.problems; ++i) served = served && batch.value[i] == batch.value[i];
-  return served;
+  bool all = true;
+  for (int64_t i = 0; i < batch.problems; ++i) all = all && batch.value[i] == batch.value[i];
+  return all;
 }
 
 }  // namespace
 
-int64_t trace_norm_workspace_bytes(const TraceNorm& batch) {
-  const Layout layout(batch);
-  return layout.parts * layout.doubles() * 8;
+std::size_t trace_norm_workspace(const TraceNorm& batch) {
+  const Plan plan(batch);
+  return plan.problems * Workspace<double>(plan, nullptr).bytes;
 }
 
-bool trace_norm_f32(const TraceNorm& batch) {
-  return each_problem<float>(batch, [](const TraceNorm& problem, const Layout& layout) {
-    return attempt<float, float>(problem, layout) || attempt<double, float>(problem, layout);
-  });
+bool trace_norm(const TraceNorm& batch) {
+  return batch.wide ? each_problem<double>(batch) : each_problem<float>(batch);
 }
-
-bool trace_norm_f64(const TraceNorm& batch) { return each_problem<double>(batch, attempt<double, double>); }
 
 }  // namespace xmodal::cpu::XMODAL_CPU_SET

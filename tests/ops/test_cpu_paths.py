@@ -17,6 +17,7 @@ from tests.helpers import threads
 from tests.ops.triplet_data import batch
 from xmodal_ops import _C, Covariance, mine_triplets, structure_preserving_loss, triplet_margin_loss
 from xmodal_ops.ops.portable import covariance, trace_norm
+from xmodal_ops.ops.types import PairSums
 
 F32, F64 = torch.float32, torch.float64
 FOLDER = Path(__file__).parent
@@ -36,6 +37,10 @@ def test_every_instruction_set(instructions: str) -> None:
     )
     assert done.returncode == 0, done.stdout[-2000:]
     assert " passed" in done.stdout
+
+
+def test_native_sums_have_the_order_of_their_names() -> None:
+    assert tuple(_C.PairSum.__members__) == PairSums._fields
 
 
 def test_the_exact_instruction_set_is_used() -> None:

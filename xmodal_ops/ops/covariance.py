@@ -71,7 +71,7 @@ class _NativeViews:
             threads=torch.get_num_threads(),
         )
         workspace = torch.empty(self.views.workspace_size(backward), dtype=torch.uint8)
-        self.views.set_workspace(workspace.data_ptr())
+        self.views.workspace = workspace.data_ptr()
         self.held = kept, workspace
 
 
@@ -79,7 +79,8 @@ class _NativeViews:
 def _cpu(x: Tensor, y: Tensor | None, rx: float, ry: float) -> tuple[Tensor, ...]:
     native = _NativeViews(x, y, backward=False)
     results = _empty(x, y, rx, ry)
-    _C.covariance_cpu(native.views, rx, ry, *(r.data_ptr() for r in results))
+    xx, xy, yy, mean_x, mean_y = (r.data_ptr() for r in results)
+    _C.covariance(native.views, _C.CovarianceForward(rx=rx, ry=ry, xx=xx, xy=xy, yy=yy, mean_x=mean_x, mean_y=mean_y))
     return results
 
 
@@ -94,7 +95,10 @@ def _cpu_backward(
         offset = torch.cat([gmx, gmy])
     weights, offset = weights.div_(m - 1), offset / m
     gx, gy = torch.empty(x.shape, dtype=native.dtype), torch.empty((0,) if y is None else y.shape, dtype=native.dtype)
-    _C.covariance_backward_cpu(native.views, *(t.data_ptr() for t in (weights, offset, gx, gy)))
+    gradient = _C.CovarianceBackward(
+        weights=weights.data_ptr(), offset=offset.data_ptr(), grad_x=gx.data_ptr(), grad_y=gy.data_ptr()
+    )
+    _C.covariance_backward(native.views, gradient)
     return gx.to(x.dtype), gy.to(x.dtype)
 
 

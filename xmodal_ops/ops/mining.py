@@ -50,15 +50,20 @@ def _cpu(sets: LabelledSets, options: TripletMining, seed: Tensor | None) -> tup
     native, m = NativePairs(sets, options.exclude_diagonal, weights=False), sets.anchor.shape[0]
     positive_idx, negative_idx, n_pos, n_neg = (torch.empty(m, dtype=torch.int64) for _ in range(4))
     d_ap, d_an = (torch.empty(m, dtype=torch.float64) for _ in range(2))
-    _C.mine_triplets(
-        native.pairs,
-        _C.Positive.__members__[options.positive],
-        _C.Negative.__members__[options.negative],
-        options.semihard == "hardest_positive",
-        options.margin,
-        0 if seed is None else int(seed),
-        *(t.data_ptr() for t in (positive_idx, negative_idx, d_ap, d_an, n_pos, n_neg)),
+    mining = _C.Mining(
+        positive=_C.Positive.__members__[options.positive],
+        negative=_C.Negative.__members__[options.negative],
+        beyond_hardest=options.semihard == "hardest_positive",
+        margin=options.margin,
+        seed=0 if seed is None else int(seed),
+        positive_idx=positive_idx.data_ptr(),
+        negative_idx=negative_idx.data_ptr(),
+        d_ap=d_ap.data_ptr(),
+        d_an=d_an.data_ptr(),
+        n_pos=n_pos.data_ptr(),
+        n_neg=n_neg.data_ptr(),
     )
+    _C.mine_triplets(native.pairs, mining)
     return positive_idx, negative_idx, d_ap.to(native.dtype), d_an.to(native.dtype), n_pos, n_neg
 
 

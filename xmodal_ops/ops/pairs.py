@@ -97,12 +97,21 @@ class NativePairs:
             threads=threads,
         )
         workspace = torch.empty(self.pairs.workspace_size(weights), dtype=torch.uint8)
-        self.pairs.set_workspace(workspace.data_ptr())
+        self.pairs.workspace = workspace.data_ptr()
         self.held = labels, workspace
 
     def empty_gradients(self, needs: Needs) -> tuple[Tensor, Tensor]:
         """Uninitialised gradients in the accumulation dtype, without elements (address 0) if not needed."""
         return empty_gradients(self.anchor, self.ref, needs)
+
+
+def pair_sums(
+    sums: Tensor,  # (6, m): see `PairSums` in types.py
+    gradients: tuple[Tensor, Tensor],
+) -> _C.PairSums:
+    """Where a native loss writes its results."""
+    anchor, ref = gradients
+    return _C.PairSums(sums=sums.data_ptr(), anchor_grad=anchor.data_ptr(), ref_grad=ref.data_ptr())
 
 
 def empty_gradients(anchor: Tensor, ref: Tensor, needs: Needs) -> tuple[Tensor, Tensor]:

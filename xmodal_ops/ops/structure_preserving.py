@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from .. import _C, _checks
 from .._dtypes import accumulation_dtype, full_precision
 from ._library import define, implement
-from .pairs import NativePairs, empty_gradients, labelled_sets
+from .pairs import NativePairs, empty_gradients, labelled_sets, pair_sums
 from .portable import structure_preserving as portable
 from .portable.structure_preserving import StructurePreserving, label_weights
 from .types import LabelledSets, Needs, PairSums, PairWeights
@@ -62,10 +62,14 @@ def _weighted_cpu(sets: LabelledSets, weights: PairWeights, margin: float, needs
     native = NativePairs(sets, False, weights=True)
     sums = torch.empty(len(PairSums._fields), sets.anchor.shape[0], dtype=torch.float64)
     gradients = native.empty_gradients(needs)
-    pull, push, pull_ref, push_ref = (w.data_ptr() for w in weights)
-    _C.structure_preserving(
-        native.pairs, pull, push, pull_ref, push_ref, margin, *(t.data_ptr() for t in (sums, *gradients))
+    loss = _C.StructurePreserving(
+        anchor_pull=weights.pull.data_ptr(),
+        anchor_push=weights.push.data_ptr(),
+        ref_pull=weights.pull_ref.data_ptr(),
+        ref_push=weights.push_ref.data_ptr(),
+        margin=margin,
     )
+    _C.structure_preserving(native.pairs, loss, pair_sums(sums, gradients))
     totals = sums.sum(1)
     restored = (
         torch.empty_like(g).index_copy_(0, rows, g) if need and rows is not None else g

@@ -51,28 +51,28 @@ def _cpu(
     value = x.new_empty(x.shape[:-2], dtype=torch.float64)
     gx = x.new_empty(x.shape if need_x else 0)
     gy = y.new_empty(y.shape if need_y else 0)
-    workspace = torch.empty(_C.trace_norm_workspace_bytes(problems, m, dx, dy, threads), dtype=torch.uint8)
-    served = _C.trace_norm_cpu(
-        x.data_ptr(),
-        y.data_ptr(),
-        x.dtype == torch.float64,
-        problems,
-        m,
-        dx,
-        dy,
-        x.stride(-2),
-        y.stride(-2),
-        x.stride(0),
-        y.stride(0),
-        rx,
-        ry,
-        value.data_ptr(),
-        gx.data_ptr() if need_x else 0,
-        gy.data_ptr() if need_y else 0,
-        workspace.data_ptr(),
-        threads,
+    batch = _C.TraceNorm(
+        x=x.data_ptr(),
+        y=y.data_ptr(),
+        wide=x.dtype == torch.float64,
+        problems=problems,
+        m=m,
+        dx=dx,
+        dy=dy,
+        x_stride=x.stride(-2),
+        y_stride=y.stride(-2),
+        x_problem_stride=x.stride(0),
+        y_problem_stride=y.stride(0),
+        rx=rx,
+        ry=ry,
+        value=value.data_ptr(),
+        grad_x=gx.data_ptr() if need_x else 0,
+        grad_y=gy.data_ptr() if need_y else 0,
+        threads=threads,
     )
-    if not served:
+    workspace = torch.empty(batch.workspace_size(), dtype=torch.uint8)
+    batch.workspace = workspace.data_ptr()
+    if not _C.trace_norm(batch):
         if x.ndim == 2:
             return _by_lapack(x, y, rx, ry, top_k, need_x, need_y)
         for i in value.isnan().nonzero()[:, 0].tolist():

@@ -12,7 +12,7 @@ from .. import _C, _checks
 from .._dtypes import accumulation_dtype, full_precision
 from ._library import define, implement
 from .mining import mine_triplets
-from .pairs import NativePairs, empty_gradients, excludes_diagonal, labelled_sets, nan_unless_finite
+from .pairs import NativePairs, empty_gradients, excludes_diagonal, labelled_sets, nan_unless_finite, pair_sums
 from .portable import triplet_margin as portable
 from .portable.triplet_margin import TripletMargin
 from .types import LabelledSets, Needs, PairSums
@@ -44,13 +44,12 @@ def _cpu(sets: LabelledSets, weight: Tensor | None, options: TripletMargin, need
     weight = None if weight is None else weight.detach().double().contiguous()
     sums = torch.empty(len(PairSums._fields), sets.anchor.shape[0], dtype=torch.float64)
     gradients = native.empty_gradients(needs)
-    _C.triplet_margin(
-        native.pairs,
-        _C.Triplets.__members__[options.triplets],
-        options.margin,
-        0 if weight is None else weight.data_ptr(),
-        *(t.data_ptr() for t in (sums, *gradients)),
+    loss = _C.TripletMargin(
+        triplets=_C.Triplets.__members__[options.triplets],
+        margin=options.margin,
+        weight=0 if weight is None else weight.data_ptr(),
     )
+    _C.triplet_margin(native.pairs, loss, pair_sums(sums, gradients))
     return sums, *gradients
 
 

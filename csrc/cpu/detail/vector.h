@@ -1,5 +1,5 @@
-// The machine's vectors as GCC and Clang spell them: arithmetic, comparison and selection by lane.
-// Include it within a source that is compiled once per instruction set (see sets.h).
+// SIMD vectors by the extensions of GCC and Clang: arithmetic, comparison and selection by lane.
+// Only for sources that are compiled once per instruction set (see sets.h).
 #pragma once
 
 #include <cmath>
@@ -27,7 +27,7 @@ typedef double DoubleVector XMODAL_VECTOR;
 typedef std::int32_t Int32Vector XMODAL_VECTOR;
 typedef std::int64_t Int64Vector XMODAL_VECTOR;
 
-// Vector<T> and, of the same lane width, IntVector<T>: what a comparison of Vector<T> gives, 0 or −1.
+// Vector<T>, and IntVector<T> with lanes of the same width: the result of a comparison, 0 or −1.
 template <class T>
 struct Lanes;
 template <>
@@ -70,14 +70,14 @@ inline auto lane_sum(V v) {
   return total;
 }
 
-// As many numbers as a vector of doubles holds, widened.
+// Loads kWidth<double> numbers as doubles.
 inline DoubleVector load_wide(const double* from) { return load<DoubleVector>(from); }
 inline DoubleVector load_wide(const float* from) {
   typedef float Half __attribute__((vector_size(kVectorBytes / 2)));
   return __builtin_convertvector(load<Half>(from), DoubleVector);
 }
 
-// Adds all lanes to a vector of doubles.
+// Adds every lane of v to a vector of doubles.
 inline void widen_add(DoubleVector& total, DoubleVector v) { total += v; }
 inline void widen_add(DoubleVector& total, FloatVector v) {
   float lanes[kWidth<float>];
