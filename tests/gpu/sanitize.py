@@ -16,7 +16,7 @@ from xmodal_ops import (
     triplet_margin_loss,
     whiten,
 )
-from xmodal_ops.ops.cuda import trace_norm as cuda_trace_norm
+from xmodal_ops.ops.cuda import driver
 from xmodal_ops.ops.cuda import triplets as cuda_triplets
 
 
@@ -43,8 +43,7 @@ def main() -> None:
                 cuda_triplets.IN_SHARED = enough
                 triplet_margin_loss(anchor, labels, ref, ref_labels, triplets="semihard").backward()
     t = 0.1 * torch.randn(300, 1500, device="cuda")  # tiles of 128 on the largest chips
-    cuda_trace_norm.driver.products("tn", cuda_trace_norm.Product(
-        (cuda_trace_norm.Term(t, t),), torch.empty(1500, 1500, device="cuda"), True), tile=128)  # fmt: skip
+    driver.products("tn", driver.Product((driver.Term(t, t),), t.new_empty(1500, 1500), True), tile=128)
     torch.cuda.synchronize()
     print("done")
 

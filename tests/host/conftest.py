@@ -38,7 +38,7 @@ def schedule(host: ModuleType, request: pytest.FixtureRequest) -> Iterator[int]:
 @pytest.fixture
 def emulated(host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The drivers in xmodal_ops.ops call the emulated kernels, with CPU tensors."""
-    monkeypatch.setattr(driver, "native", host)
+    monkeypatch.setattr(driver, "native", host.cuda)
     return host
 
 

@@ -2,7 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "host_cuda.h"
-#include "xmodal/cuda.h"
+#include "xmodal/cuda/device.h"
 
 namespace py = pybind11;
 

@@ -8,6 +8,7 @@ import torch
 from tests.ops.test_mining import RULES, brute_force
 from tests.ops.triplet_data import batch, labels
 from xmodal_ops.ops.cuda import mining as cuda_mining
+from xmodal_ops.ops.cuda import pairs as cuda_pairs
 from xmodal_ops.ops.portable import triplets as reference
 
 pytestmark = pytest.mark.usefixtures("emulated", "schedule")
@@ -46,7 +47,7 @@ def test_exact(kind, dtype, shape) -> None:
 def test_tiles_of_both_sizes_and_the_diagonal(monkeypatch) -> None:
     data = batch(140, 140, 5, 3, dtype=torch.float32)
     for tile in (64, 128):
-        monkeypatch.setattr(cuda_mining, "choose_tile", lambda *_, tile=tile: tile)
+        monkeypatch.setattr(cuda_pairs, "choose_tile", lambda *_, tile=tile: tile)
         check(data, exclude=True, rules=RULES[:1])
 
 

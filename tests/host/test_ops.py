@@ -101,7 +101,7 @@ def test_trace_norm_of_halves(dtype, shape):
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("shape", [(90, 70, 70), (90, 70, 13), (90, 13, 70)])
 def test_large_trace_norm(shape, dtype, monkeypatch):
-    monkeypatch.setattr(cuda_trace_norm, "SMALL", 8)
+    monkeypatch.setattr(driver.native, "SMALL_COLUMNS", 8)
     check(*views(*shape, dtype))
 
 
@@ -120,7 +120,7 @@ ROTATED = [(60, 20, 13), (60, 13, 20), (16, 20, 30), (16, 20, 7), (16, 7, 20)]
 
 @pytest.fixture
 def few_rows_a_block(monkeypatch):
-    monkeypatch.setattr(cuda_trace_norm, "SMALL", 8)
+    monkeypatch.setattr(driver.native, "SMALL_COLUMNS", 8)
     monkeypatch.setattr(cuda_iterations, "ROTATION_WIDTH", 3)
 
 
@@ -184,9 +184,9 @@ def test_singular_pairs(shape, width, monkeypatch, schedule):
 
 
 def test_rows_too_long_for_a_block_are_refused():
-    assert driver.native.cuda_rotation_width(1024) > 4
-    assert driver.native.cuda_rotation_width(4096) == 3
-    assert driver.native.cuda_rotation_width(20_000) == 0
+    assert driver.native.rotation_width(1024) > 4
+    assert driver.native.rotation_width(4096) == 3
+    assert driver.native.rotation_width(20_000) == 0
 
 
 @pytest.mark.parametrize("dtype", [F64, BF16])
@@ -207,13 +207,14 @@ def test_canonical_correlations(shape, dtype, fenced):
 
 def test_squares_outside_shared_memory(monkeypatch):
     """Above 64 columns in fp64 some of the block's matrices lie in the workspace."""
-    assert driver.native.cuda_small_workspace(64, 64, True) == 0
-    assert driver.native.cuda_small_workspace(97, 5, True) > 0
+    assert driver.native.small_workspace(64, 64, True) == 0
+    assert driver.native.small_workspace(97, 5, True) > 0
     check(*views(110, 97, 5, F64))
 
 
 def test_every_schedule_gives_the_same_bits(host):
     x, y = views(40, 10, 19, F32)
+    sides = cuda_trace_norm.Views(x, y, 1e-3, 1e-3, True, True)
     results = []
     for seed in range(4):
         host.seed(seed)
@@ -221,7 +222,7 @@ def test_every_schedule_gives_the_same_bits(host):
         results[-1] += cuda_trace_norm.trace_norm(x, y, 1e-3, 1e-3, 3, True, True)
         results[-1] += cuda_covariance.covariance(x, y, 0.1, 0.2)
         results[-1] += (cuda_covariance.whiten_backward(y, y, 0.1, True),)
-        results[-1] += cuda_trace_norm._by_sides(x, y, 1e-3, 1e-3, torch.ones(3, dtype=F64), True, True)
+        results[-1] += cuda_trace_norm.singular_values(sides, torch.ones(3, dtype=F64))
     host.seed(0)
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
 
@@ -233,7 +234,7 @@ def test_every_schedule_gives_the_same_bits(host):
 )
 def test_degenerate_inputs(case, fast_double, limit, monkeypatch):
     monkeypatch.setattr(driver, "fast_double", lambda x: fast_double)
-    monkeypatch.setattr(cuda_trace_norm, "SMALL", limit)
+    monkeypatch.setattr(driver.native, "SMALL_COLUMNS", limit)
     x, y = views(80, 20, 17, F32)
     ridge, accuracy = 1e-2, 2e-5
     if case == "dead":
@@ -273,7 +274,7 @@ def test_directions_without_correlation_take_the_subgradient_0(case):
 @pytest.mark.parametrize("rows", [80, 12])
 @pytest.mark.parametrize("limit", [8, 128])
 def test_what_is_not_finite_gives_nan(rows, limit, monkeypatch):
-    monkeypatch.setattr(cuda_trace_norm, "SMALL", limit)
+    monkeypatch.setattr(driver.native, "SMALL_COLUMNS", limit)
     for bad in (torch.nan, torch.inf):
         x, y = views(rows, 20, 17, F32)
         x[3, 4] = bad

@@ -13,6 +13,7 @@ from tests.ops.test_structure_preserving import textbook as structure_textbook
 from tests.ops.test_triplet_margin import KINDS
 from tests.ops.test_triplet_margin import textbook as margin_textbook
 from tests.ops.triplet_data import SHAPES, Batch, batch, labels
+from xmodal_ops.ops.cuda import pairs as cuda_pairs
 from xmodal_ops.ops.cuda import triplets as cuda_triplets
 from xmodal_ops.ops.portable import triplets as reference
 
@@ -91,7 +92,7 @@ def test_exact(kind: str, shape: tuple[int, ...], schedule: int) -> None:
 @pytest.mark.parametrize("tile", [64, 128])
 @pytest.mark.parametrize("dtype", [F32, F64])
 def test_chunks_of_anchors_and_tiles_of_both_sizes(dtype: torch.dtype, tile: int, monkeypatch, fenced) -> None:
-    monkeypatch.setattr(cuda_triplets, "choose_tile", lambda *_: tile if dtype == F32 else 64)
+    monkeypatch.setattr(cuda_pairs, "choose_tile", lambda *_: tile if dtype == F32 else 64)
     monkeypatch.setattr(cuda_triplets, "PAIRS_LIMIT", 0)
     data = tuple(fenced(x) for x in batch(150, 91, 9, 4, dtype=dtype))
     tolerances = {"value": 1e-6, "gradient": 1e-5} if dtype == F32 else {}
