@@ -70,7 +70,7 @@ void bind_products(py::module_& module) {
   module.def("product_tiles", &product_tiles, py::arg("rows"), py::arg("columns"), py::arg("symmetric"),
              py::arg("tile"));
   module.def("products", [](const std::vector<Product>& list, const Plan& plan, Address stream) {
-    if (list.empty() || list.size() > 3) throw py::value_error("a launch takes 1 to 3 products");
+    if (list.empty() || list.size() > max_products) throw py::value_error("a launch takes 1 to 3 products");
     check(products(list.data(), static_cast<int>(list.size()), plan, pointer<void>(stream)));
   });
   module.def("test_convergence", [](const Iteration& iteration, int tiles, double tolerance, Address stream) {

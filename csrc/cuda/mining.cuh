@@ -59,8 +59,9 @@ struct Relations {
   unsigned long long positive = 0, negative = 0;
 };
 
-// How a thread mines its part of a tile. The squared distances are arguments, not a member: the compiler keeps an object
-// with an array in memory until it has unrolled all loops over it, and would optimise the other members too late.
+// How a thread mines its part of a tile. The squared distances are arguments, not a member: the compiler keeps an
+// object with an array in memory until it has unrolled all loops over it, and would optimise the other members too
+// late.
 template <typename T, int TILE>
 struct MinedTile {
   using Shape = TileShape<T, TILE>;

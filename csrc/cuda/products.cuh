@@ -11,8 +11,6 @@
 
 namespace xmodal::cuda {
 
-constexpr int max_products = 3;
-
 // The products of a launch. Their tiles are numbered consecutively.
 struct ProductGroup {
   Product product[max_products];
@@ -121,7 +119,7 @@ __device__ __forceinline__ void copy_previous(const Product& p, const Plan& plan
   }
 }
 
-// Writes a tile of C, or to `partial`, unless it is null, the sums of one split. Measures the change if plan wants it.
+// Writes a tile of C, or the sums of one split to `partial` unless that is null, and the tile's change if it is wanted.
 template <typename T, int TILE>
 __device__ __forceinline__ void write_tile(const Product& p, const Plan& plan, int problem, int tile,
                                            const TilePlace& place, const WarpPlace<T, TILE>& warp,

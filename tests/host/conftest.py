@@ -21,7 +21,7 @@ def host() -> ModuleType:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """torch's part is tiny here: its threads would only wait for each other."""
+    """The tensors here are too small for several threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -37,14 +37,14 @@ def schedule(host: ModuleType, request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.fixture
 def emulated(host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The drivers in xmodal_ops.ops call the emulated kernels, with CPU tensors."""
+    """The drivers in xmodal_ops.ops.cuda call the emulated kernels, with CPU tensors."""
     monkeypatch.setattr(driver, "native", host.cuda)
     return host
 
 
 @pytest.fixture(scope="session")
 def fenced(host: ModuleType) -> Callable[[Tensor], Tensor]:
-    """A copy of a tensor whose last element is the last of its page: reading or writing past it ends the process."""
+    """Copies a tensor to fenced memory: an access past its last element kills the process."""
 
     def copy(x: Tensor) -> Tensor:
         memory = host.fenced(x.numel() * x.element_size())

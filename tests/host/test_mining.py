@@ -1,4 +1,4 @@
-"""Triplet mining by the kernels, drivers and all, on the emulated device: indices exactly those of fp64."""
+"""Triplet mining by drivers and kernels on the emulated device: the indices are exactly those of fp64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tests of the kernels can fail: the same checks, run on kernels with one mistake each, say so."""
+"""The tests of the kernels can fail: they do so for kernels with one bug each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The CUDA implementations of the ops, drivers and kernels, on the emulated device against the reference in fp64."""
+"""The CUDA implementations of the ops, drivers and kernels, on the emulated device, compared with the portable path in
+fp64."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from xmodal_ops.ops.portable import trace_norm as reference
 from xmodal_ops.ops.portable import whiten as whiten_reference
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
-# Half gradients are rounded to their 8 or 11 bits.
+# Gradients of half inputs are rounded to 8 or 11 bits.
 ACCURACY = {F16: 5e-4, BF16: 4e-3, F32: 5e-6, F64: 1e-11}
 pytestmark = pytest.mark.usefixtures("emulated")
 
@@ -37,7 +38,7 @@ def check(
     assert relative(actual[2], expected[2]) < accuracy
 
 
-# One launch, covariances apart, padded and square, d = 1, m = 2; the dual and the two mixed sides.
+# One launch, separate covariances, padded and square, d = 1, m = 2; the dual and the two mixed sides.
 SHAPES = [(70, 21, 21), (70, 16, 37), (70, 37, 16), (600, 9, 5), (20, 1, 1), (20, 1, 18),
           (2, 3, 4), (24, 40, 33), (24, 24, 24), (24, 40, 7), (24, 7, 40)]  # fmt: skip
 
@@ -47,12 +48,12 @@ SHAPES = [(70, 21, 21), (70, 16, 37), (70, 37, 16), (600, 9, 5), (20, 1, 1), (20
 @pytest.mark.parametrize("fast_double", [True, False])
 def test_trace_norm(shape, dtype, fast_double, monkeypatch):
     monkeypatch.setattr(driver, "fast_double", lambda x: fast_double)
-    # The dual side's smallest eigenvalues are lost digits where K is not in fp64.
+    # The dual side loses its smallest eigenvalues if K is not in fp64.
     check(*views(*shape, dtype), accuracy=2e-5 if dtype == F32 and shape[0] <= 24 else 0)
 
 
-# (processors, problems, m, dx, dy): one launch for few rows, covariances apart for more, one launch again where
-# problems fill the chip; matrices outside shared memory, where blocks take turns; one after the other.
+# (processors, problems, m, dx, dy): one launch for few rows, separate covariances for more, one launch again if the
+# problems fill the GPU; several problems per block, with matrices outside shared memory; problems one after the other.
 BATCHES = [(4, 3, 70, 9, 17), (3, 2, 600, 5, 9), (2, 2, 600, 3, 2), (1, 2, 110, 97, 5), (4, 2, 20, 24, 30)]
 
 
@@ -110,7 +111,7 @@ def test_large_trace_norm(shape, dtype, monkeypatch):
 @pytest.mark.parametrize(("shape", "top_k"), [((40, 9, 9), 4), ((40, 6, 20), 5), ((600, 7, 4), 1), ((20, 2, 3), 1)])
 def test_leading_pairs(shape, top_k, dtype, fast_double, monkeypatch):
     monkeypatch.setattr(driver, "fast_double", lambda x: fast_double)
-    # A gap between neighbouring correlations of 1e-2 costs fp32 two digits.
+    # A gap of 1e-2 between neighbouring correlations costs fp32 two digits.
     check(*views(*shape, dtype), top_k=top_k, accuracy=1e-3 if dtype == F32 and not fast_double else 0)
 
 
@@ -131,7 +132,7 @@ def test_leading_pairs_and_all_correlations_by_several_blocks(shape, dtype):
     x, y = views(*shape, dtype)
     check(x, y, top_k=4)
     weights = torch.randn(min(shape[1:]), dtype=dtype)
-    weights[shape[0] - 1 :] = 0  # no more of them can be other than 0
+    weights[shape[0] - 1 :] = 0  # the other correlations are 0
     wide = x.double(), y.double()
     sigma, gx, gy = reference.correlations(*wide, 1e-2, 1e-1, weights.double(), True, True)
     tolerance = 1e-9 if dtype == F64 else 1e-6
@@ -158,7 +159,7 @@ def test_leading_pairs_of_degenerate_inputs(case, rows):
     else:
         x[3, 2] = torch.nan
     results = cuda_trace_norm.trace_norm(x, y, 1e-2, 1e-2, 5, True, True)
-    if case == "constant":  # H = 0 has a factor only with a ridge of rounding's size
+    if case == "constant":  # H = 0 has a factor only with a ridge as small as rounding
         assert max(t.abs().max().item() for t in results) < 1e-6
     elif case == "nan":
         assert all(t.isnan().any() for t in results)
@@ -206,7 +207,7 @@ def test_canonical_correlations(shape, dtype, fenced):
 
 
 def test_squares_outside_shared_memory(monkeypatch):
-    """Above 64 columns in fp64 some of the block's matrices lie in the workspace."""
+    """Above 64 columns in fp64, some of a block's matrices are in the workspace."""
     assert driver.native.small_workspace(64, 64, True) == 0
     assert driver.native.small_workspace(97, 5, True) > 0
     check(*views(110, 97, 5, F64))
@@ -244,7 +245,7 @@ def test_degenerate_inputs(case, fast_double, limit, monkeypatch):
     elif case == "both constant":
         x.fill_(3), y.fill_(0)
     elif case == "identical":
-        y, accuracy = x.clone(), 1e-4  # the gradient is what large terms leave over
+        y, accuracy = x.clone(), 1e-4  # large terms of the gradient cancel
     elif case == "offset":
         x, y = x + 1e3, y - 1e4
         accuracy = 1e-4
@@ -285,7 +286,7 @@ def test_what_is_not_finite_gives_nan(rows, limit, monkeypatch):
 
 
 def test_a_singular_covariance_gets_the_ridge_it_needs():
-    """Ridge 0 and a repeated column: finite, and the value of the view without it."""
+    """With ridge 0, a repeated column gives finite results and the value of the view without it."""
     x, y = views(80, 10, 7, F64)
     x[:, 3] = x[:, 4]
     value, gx, gy = cuda_trace_norm.trace_norm(x, y, 0.0, 0.0, 7, True, True)
@@ -390,7 +391,7 @@ def test_whiten_and_its_backward(shape, dtype, zca):
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("case", ["dead", "repeated columns", "constant", "scale 1e3", "half", "tiny", "condition 1e9"])
 def test_zca_of_degenerate_inputs(case, dtype):
-    """As accurate as fp64 allows, where fp32 would be lost."""
+    """As accurate as fp64 allows, in cases that fp32 cannot represent."""
     x, ridge = views(60, 9, 1, dtype)[0], 1e-3
     if case == "dead":
         x[:, ::3] = 0

@@ -1,4 +1,4 @@
-"""Products and column means on the emulated device, against fp64."""
+"""Products and column means on the emulated device, compared with fp64."""
 
 from __future__ import annotations
 

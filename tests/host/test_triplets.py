@@ -1,4 +1,4 @@
-"""The losses over all pairs by the kernels, drivers and all, on the emulated device against explicit triplets."""
+"""The losses over all pairs by drivers and kernels on the emulated device, compared with explicit triplets."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_positives_ranked_in_shared_memory_and_outside_give_the_same_bits(monkey
     data = batch(70, 150, 17, 3)
     for triplets in KINDS:
         expected = margin_loss(data, 0.7, triplets)
-        for enough in (1, 64):  # for none, and for some anchors
+        for enough in (1, 64):  # enough for none and for some of the anchors
             with monkeypatch.context() as patch:
                 patch.setattr(cuda_triplets, "IN_SHARED", enough)
                 assert all(map(torch.equal, margin_loss(data, 0.7, triplets), expected))
@@ -123,7 +123,7 @@ def test_more_references_than_threads_and_shared_memory_are_made_for() -> None:
 
 @pytest.mark.parametrize("dtype", [F16, F32, F64])
 def test_ties_of_integers(dtype: torch.dtype) -> None:
-    """On a line of integers with an integer margin most triplets lie on a boundary: ties are inactive."""
+    """Most triplets of integers on a line lie on the boundary of an integer margin; ties are inactive."""
     data = (*torch.randint(0, 6, (2, 90, 1)).to(dtype), *labels(90, 90, 4, "single"))
     for triplets in KINDS:
         exact = margin_textbook(data, torch.ones(90).double(), 2.0, triplets, False)
@@ -136,7 +136,7 @@ def test_ties_of_integers(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("offset", [0.0, 1e3])
 def test_tight_classes_in_single_precision(offset: float) -> None:
-    """Duplicates and a common offset as well: as near the truth as rounding the inputs allows."""
+    """With duplicates and a common offset: as accurate as the rounding of the inputs allows."""
     la, lr = labels(100, 130, 5, "single")
     centres = torch.randn(5, 40, dtype=F64)
     image, text = (centres[label] + 0.02 * torch.randn(len(label), 40, dtype=F64) for label in (la, lr))

@@ -5,7 +5,8 @@
 
 namespace xmodal::cuda {
 
-constexpr int slice = 16;  // depth of a product that is in shared memory at a time
+constexpr int slice = 16;        // depth of a product that is in shared memory at a time
+constexpr int max_products = 3;  // in one launch
 
 // Which factors of C = A·B are stored transposed: nn stores A and B, tn stores Aᵀ and B, nt stores A and Bᵀ.
 enum class ProductLayout : int { nn, tn, nt };
@@ -54,7 +55,7 @@ struct Plan {
   Iteration iteration;
 };
 
-// Runs up to three products of one layout in one launch, and in a second one adds up their splits in a fixed order.
+// Runs up to max_products in one launch. If there are splits, a second launch adds them up in a fixed order.
 int products(const Product* list, int count, const Plan& plan, void* stream);
 
 // Sets *active = 0 if Σ(out − previous)² ≤ tolerance² Σ out², summed over the tiles of `change`.
