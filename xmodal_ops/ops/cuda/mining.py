@@ -15,10 +15,10 @@ from .pairs import CudaPairs
 
 
 class Search(NamedTuple):
-    """What an anchor is given: the nearest or farthest positive or negative."""
+    """Which reference of an anchor to find."""
 
-    positive: bool
-    farthest: bool
+    positive: bool  # among the positives, otherwise among the negatives
+    farthest: bool  # otherwise the nearest
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def mine_triplets(
     """Seven launches; semihard negatives take another pass over the tiles, since they depend on the positives."""
     anchor, ref = rows(anchor), rows(ref)
     m = anchor.shape[0]
-    # Distances do not depend on a common shift. With roughly the mean, |a|² + |r|² − 2 a·r cancels less. Where the mean
-    # is not finite, the shift is 0.
+    # Distances do not depend on a common shift, but with roughly the mean, |a|² + |r|² − 2 a·r cancels less. Components
+    # of the mean that are not finite become 0.
     (shift,) = column_means(ref, dtype=accumulation_dtype(anchor))
     shift = shift.nan_to_num_(0.0, 0.0, 0.0)
     pairs = CudaPairs(anchor, ref, anchor_labels, ref_labels, exclude_diagonal, shift, chunk=m)
