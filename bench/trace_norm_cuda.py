@@ -30,8 +30,8 @@ def closed_form(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scale = 1 / (m - 1)
     xc, yc = x - x.mean(0), y - y.mean(0)
     if m <= d:
-        hx, ix = ours._hat((xc @ xc.mT * scale).double(), RIDGE)
-        hy, iy = ours._hat((yc @ yc.mT * scale).double(), RIDGE)
+        hx, ix = ours.hat_matrix((xc @ xc.mT * scale).double(), RIDGE)
+        hy, iy = ours.hat_matrix((yc @ yc.mT * scale).double(), RIDGE)
         root, inverse = ours.roots(hx @ hy + 1 / m)
         ex, ey = hy @ inverse, inverse @ hx
         gx = (ix @ (ex + ex.mT) @ ix * (0.5 * RIDGE * scale)).float() @ xc
@@ -44,7 +44,7 @@ def closed_form(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
     t = ix @ (xc.mT @ yc * scale) @ iy.mT
     p = t
-    for a, b, c in _C.polar_steps(False):
+    for a, b, c in _C.cuda.polar_steps(False):
         gram = p.mT @ p
         p = p @ (a * eye + b * gram + c * gram @ gram)
     gxy = ix.mT @ p @ iy * scale

@@ -119,130 +119,208 @@ class TripletMargin:
 
 def triplet_margin(pairs: Pairs, loss: TripletMargin, results: PairSums, /) -> None: ...
 
-# Below: present where with_cuda is true; see csrc/include/xmodal/cuda.h. Tensors are addresses, streams handles.
+# A submodule, present if with_cuda is true; as a class, so that a variable can have its type. The headers in
+# csrc/include/xmodal/cuda document the fields. Optional structs are set as attributes. Streams are raw handles.
+class cuda:  # noqa: N801
+    MEANS_COLUMNS: int
+    SLICE: int
+    POLAR_EXPRESS_STEPS: int
+    SMALL_COLUMNS: int
+    ANCHOR_SUMS: int
 
-class Matrix:
-    def __init__(
-        self, data: int, stride: int, rows: int, columns: int, kind: int, shift: int = 0, batch: int = 0
+    @staticmethod
+    def set_device(index: int) -> None: ...
+
+    class DType:
+        f32: cuda.DType
+        f16: cuda.DType
+        bf16: cuda.DType
+        f64: cuda.DType
+
+    class Matrix:
+        def __init__(
+            self,
+            *,
+            data: int,
+            stride: int,
+            rows: int,
+            columns: int,
+            dtype: cuda.DType,
+            shift: int = 0,
+            batch: int = 0,
+        ) -> None: ...
+
+    class ColumnMeans:
+        y: cuda.Matrix
+        y_shift: int
+
+        def __init__(
+            self,
+            *,
+            x: cuda.Matrix,
+            x_shift: int,
+            problems: int,
+            wide: bool,
+            splits: int,
+            partials: int,
+        ) -> None: ...
+
+    @staticmethod
+    def column_means(means: cuda.ColumnMeans, stream: int, /) -> None: ...
+
+    class ProductLayout:
+        nn: cuda.ProductLayout
+        tn: cuda.ProductLayout
+        nt: cuda.ProductLayout
+
+    class Term:
+        def __init__(self, *, a: cuda.Matrix, b: cuda.Matrix) -> None: ...
+
+    class Product:
+        second: cuda.Term
+
+        def __init__(
+            self,
+            *,
+            first: cuda.Term,
+            rows: int,
+            columns: int,
+            symmetric: bool,
+            alpha: float,
+            beta: float,
+            gamma: float,
+            add: int,
+            add_stride: int,
+            out: int,
+            out_stride: int,
+            out_dtype: cuda.DType,
+        ) -> None: ...
+
+    class Iteration:
+        def __init__(self, *, active: int, previous: int = 0, change: int = 0) -> None: ...
+
+    class Plan:
+        iteration: cuda.Iteration
+
+        def __init__(
+            self,
+            *,
+            problems: int,
+            wide: bool,
+            layout: cuda.ProductLayout,
+            tile: int,
+            splits: int,
+            partials: int,
+        ) -> None: ...
+
+    @staticmethod
+    def product_tiles(rows: int, columns: int, symmetric: bool, tile: int) -> int: ...
+    @staticmethod
+    def products(list: list[cuda.Product], plan: cuda.Plan, stream: int, /) -> None: ...
+    @staticmethod
+    def test_convergence(iteration: cuda.Iteration, tiles: int, tolerance: float, stream: int, /) -> None: ...
+    @staticmethod
+    def polar_steps(wide: bool) -> list[tuple[float, float, float]]: ...
+
+    class SmallTraceNorm:
+        def __init__(
+            self,
+            *,
+            x: cuda.Matrix,
+            y: cuda.Matrix,
+            xx: int = 0,
+            xy: int = 0,
+            yy: int = 0,
+            rx: float,
+            ry: float,
+            top_k: int,
+            sigma: int = 0,
+            value: int = 0,
+            gxx: int = 0,
+            gxy: int = 0,
+            gyx: int = 0,
+            gyy: int = 0,
+            workspace: int,
+            problems: int,
+            blocks: int,
+            wide: bool,
+        ) -> None: ...
+
+    @staticmethod
+    def small_workspace(dx: int, dy: int, wide: bool) -> int: ...
+    @staticmethod
+    def small_trace_norm(task: cuda.SmallTraceNorm, stream: int, /) -> None: ...
+
+    class RowRotations:
+        def __init__(self, *, rows: int, count: int, length: int, width: int, sweeps: int, rotated: int) -> None: ...
+
+    @staticmethod
+    def rotation_width(length: int) -> int: ...
+    @staticmethod
+    def orthogonalise_rows(task: cuda.RowRotations, stream: int, /) -> None: ...
+
+    class LabelledPairs:
+        def __init__(
+            self,
+            *,
+            anchor: cuda.Matrix,
+            ref: cuda.Matrix,
+            anchor_norms: int,
+            ref_norms: int,
+            anchor_labels: int,
+            ref_labels: int,
+            words: int,
+            exclude_diagonal: bool,
+            wide: bool,
+            tile: int,
+        ) -> None: ...
+
+    class Choice:
+        def __init__(self, *, positive: bool, farthest: bool, floor: int, bound: int, key: int) -> None: ...
+
+    class Mined:
+        def __init__(self, *, index: int, distance: int, square: int = 0) -> None: ...
+
+    @staticmethod
+    def squared_norms(rows: cuda.Matrix, wide: bool, norms: int, stream: int, /) -> None: ...
+    @staticmethod
+    def mine(pairs: cuda.LabelledPairs, choices: list[cuda.Choice], counts: int, stream: int, /) -> None: ...
+    @staticmethod
+    def read_mined(pairs: cuda.LabelledPairs, choice: cuda.Choice, mined: cuda.Mined, stream: int, /) -> None: ...
+    @staticmethod
+    def draw_negatives(pairs: cuda.LabelledPairs, seed: int, mined: cuda.Mined, stream: int, /) -> None: ...
+
+    class TripletSelection:
+        all: cuda.TripletSelection
+        hard: cuda.TripletSelection
+        semihard: cuda.TripletSelection
+
+    class Chunk:
+        def __init__(self, *, first: int, rows: int, pairs: int, stride: int, sums: int, weights: int) -> None: ...
+
+    class StructureLoss:
+        def __init__(
+            self, *, anchor_pull: int, anchor_push: int, ref_pull: int, ref_push: int, margin: float
+        ) -> None: ...
+
+    class MarginLoss:
+        def __init__(
+            self,
+            *,
+            selection: cuda.TripletSelection,
+            margin: float,
+            weight: int,
+            in_shared: int,
+            capacity: int,
+            ranked: int,
+            counts: int,
+        ) -> None: ...
+
+    @staticmethod
+    def measure_pairs(pairs: cuda.LabelledPairs, chunk: cuda.Chunk, stream: int, /) -> None: ...
+    @staticmethod
+    def structure_loss(
+        pairs: cuda.LabelledPairs, chunk: cuda.Chunk, loss: cuda.StructureLoss, stream: int, /
     ) -> None: ...
-
-class Product:
-    def __init__(
-        self,
-        a: list[Matrix],
-        b: list[Matrix],
-        rows: int,
-        columns: int,
-        symmetric: bool,
-        alpha: float,
-        beta: float,
-        gamma: float,
-        add: int,
-        add_stride: int,
-        out: int,
-        out_stride: int,
-        out_kind: int,
-    ) -> None: ...
-
-def cuda_products(
-    list: list[Product],
-    problems: int,
-    wide: bool,
-    layout: int,
-    tile: int,
-    splits: int,
-    partials: int,
-    active: int,
-    previous: int,
-    change: int,
-    stream: int,
-) -> None: ...
-def cuda_set_device(index: int) -> None: ...
-def cuda_settle(change: int, tiles: int, tolerance: float, active: int, stream: int) -> None: ...
-def cuda_column_means(
-    views: list[Matrix], problems: int, wide: bool, splits: int, partials: int, shifts: list[int], stream: int
-) -> None: ...
-def polar_steps(wide: bool) -> list[tuple[float, float, float]]: ...
-def cuda_rotation_width(length: int) -> int: ...
-def cuda_orthogonalise_rows(
-    rows: int, count: int, length: int, width: int, sweeps: int, rotated: int, stream: int
-) -> None: ...
-def cuda_small_workspace(dx: int, dy: int, wide: bool) -> int: ...
-def cuda_small_trace_norm(
-    x: Matrix,
-    y: Matrix,
-    xx: int,
-    xy: int,
-    yy: int,
-    rx: float,
-    ry: float,
-    top_k: int,
-    sigma: int,
-    value: int,
-    gxx: int,
-    gxy: int,
-    gyx: int,
-    gyy: int,
-    workspace: int,
-    problems: int,
-    blocks: int,
-    wide: bool,
-    stream: int,
-) -> None: ...
-
-class LabelledPairs:
-    def __init__(
-        self,
-        anchor: Matrix,
-        ref: Matrix,
-        anchor_norms: int,
-        ref_norms: int,
-        anchor_labels: int,
-        ref_labels: int,
-        words: int,
-        exclude_diagonal: bool,
-    ) -> None: ...
-
-class Choice:
-    def __init__(self, positive: bool, farthest: bool, floor: int, bound: int, key: int) -> None: ...
-
-class Chunk:
-    def __init__(self, first: int, rows: int, pairs: int, stride: int) -> None: ...
-
-class AnchorSums:
-    def __init__(self, sums: int, weights: int) -> None: ...
-
-def cuda_squared_norms(rows: Matrix, wide: bool, norms: int, stream: int) -> None: ...
-def cuda_mine(pairs: LabelledPairs, choices: list[Choice], counts: int, wide: bool, tile: int, stream: int) -> None: ...
-def cuda_mined(
-    pairs: LabelledPairs, choice: Choice, index: int, distance: int, square: int, wide: bool, stream: int
-) -> None: ...
-def cuda_draw_negatives(
-    pairs: LabelledPairs, seed: int, index: int, distance: int, wide: bool, stream: int
-) -> None: ...
-def cuda_measure(pairs: LabelledPairs, chunk: Chunk, wide: bool, tile: int, stream: int) -> None: ...
-def cuda_structure_preserving(
-    pairs: LabelledPairs,
-    chunk: Chunk,
-    anchor_pull: int,
-    anchor_push: int,
-    ref_pull: int,
-    ref_push: int,
-    margin: float,
-    out: AnchorSums,
-    wide: bool,
-    stream: int,
-) -> None: ...
-def cuda_triplet_margin(
-    pairs: LabelledPairs,
-    chunk: Chunk,
-    triplets: int,
-    margin: float,
-    weight: int,
-    in_shared: int,
-    ranked: int,
-    counts: int,
-    out: AnchorSums,
-    wide: bool,
-    stream: int,
-) -> None: ...
+    @staticmethod
+    def margin_loss(pairs: cuda.LabelledPairs, chunk: cuda.Chunk, loss: cuda.MarginLoss, stream: int, /) -> None: ...

@@ -1,11 +1,12 @@
-// Column means μ_j = Σ_i x_ij / m of two views, summed in fp64 in a fixed order.
+// Column means μ_j = Σ_i x_ij / m of one or two views, summed in fp64 in a fixed order.
 //
-// Left as two numbers, high + low = μ to twice the working precision: (x − high) − low is then the exact
-// deviation to rounding, even where |μ| is far larger than it.
+// A mean is stored as high + low in twice the working precision: (x − high) − low is then exact up to rounding, even if
+// |μ| is far larger than the deviation.
 #pragma once
 
 #include "detail/portable.cuh"
 #include "detail/tile.cuh"
+#include "xmodal/cuda/covariance.h"
 
 namespace xmodal::cuda {
 
@@ -14,12 +15,12 @@ struct MeansTask {
   bool vectors[2];
   void* shift[2];
   int views, problems, splits;
-  double* partials;  // [view][problem][split][column], the second view after the first's
+  double* partials;  // [view][problem][split][column]
 };
 
 namespace detail {
 
-constexpr int means_columns = 128, means_lanes = 8;
+constexpr int means_lanes = 8;
 
 __device__ inline double* means_partials(const MeansTask& task, int view, int problem) {
   const long long before = view ? static_cast<long long>(task.problems) * task.view[0].columns : 0;
@@ -28,8 +29,8 @@ __device__ inline double* means_partials(const MeansTask& task, int view, int pr
 
 }  // namespace detail
 
-// A block sums 128 columns, four a thread, over its share of the rows; blockIdx = (columns, problem by problem; split;
-// view).
+// A block sums means_columns columns, four per thread, over its share of the rows.
+// blockIdx = (columns, problem by problem; split; view).
 template <typename T>
 __global__ void __launch_bounds__(256) sum_columns(const __grid_constant__ MeansTask task) {
   using namespace detail;
@@ -48,15 +49,15 @@ __global__ void __launch_bounds__(256) sum_columns(const __grid_constant__ Means
       const long long index = row * m.stride + column;
       Quad<T> x;
       if (whole) {
-        x.load(m.data, index, m.kind);
+        x.load(m.data, index, m.dtype);
       } else {
         x.clear();
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          if (column + i < m.columns) x.load_one(i, m.data, index + i, m.kind);
+          if (column + i < m.columns) x.load_one(i, m.data, index + i, m.dtype);
       }
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sum[i] += x.get(i, m.kind);
+      for (int i = 0; i < 4; ++i) sum[i] += x.get(i, m.dtype);
     }
 #pragma unroll
   for (int i = 0; i < 4; ++i) sums[lane][quad + i] = sum[i];
@@ -69,7 +70,7 @@ __global__ void __launch_bounds__(256) sum_columns(const __grid_constant__ Means
   }
 }
 
-// A thread a column; blockIdx = (columns, problem by problem; 0; view).
+// One thread per column; blockIdx = (columns, problem by problem; 0; view).
 template <typename T>
 __global__ void divide_sums(const __grid_constant__ MeansTask task) {
   const Matrix& m = task.view[blockIdx.z];

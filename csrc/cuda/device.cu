@@ -1,9 +1,8 @@
-// Which devices this binary can serve.
 #include <cuda_runtime.h>
 
 #include <sstream>
 
-#include "xmodal/cuda.h"
+#include "xmodal/cuda/device.h"
 
 namespace xmodal::cuda {
 
@@ -26,7 +25,7 @@ std::string unavailable() {
     return "the NVIDIA driver is too old for CUDA " + std::to_string(CUDART_VERSION / 1000) +
            " (it needs 580 or newer)";
   if (error != cudaSuccess) {
-    cudaGetLastError();  // not sticky: leave no trace for the next caller
+    cudaGetLastError();  // not sticky: clear it for the next caller
     return cudaGetErrorString(error);
   }
   return devices ? "" : "no CUDA device";

@@ -20,7 +20,7 @@ int run(const MiningTask& task, cudaStream_t stream) {
   return detail::launch(mine_tile<T, TILE>, tiles, TileShape<T, TILE>::threads, 0, stream, task);
 }
 
-constexpr int warps = 8;  // of a block where each takes a row
+constexpr int warps = 8;  // per block, if a warp takes a row
 
 }  // namespace
 
@@ -31,34 +31,24 @@ int squared_norms(const Matrix& rows, bool wide, void* norms, void* stream) {
               : detail::launch(sum_squares<float>, blocks, 32 * warps, 0, queue, rows, static_cast<float*>(norms));
 }
 
-int mine(const LabelledPairs& pairs, const Choice* choices, int count, int* counts, bool wide, int tile, void* stream) {
+int mine(const LabelledPairs& pairs, const Choice* choices, int count, int* counts, void* stream) {
   const MiningTask task = task_of(pairs, choices, count, counts);
   const auto queue = static_cast<cudaStream_t>(stream);
-  if (wide) return run<double, 64>(task, queue);
-  return tile == 128 ? run<float, 128>(task, queue) : run<float, 64>(task, queue);
+  if (pairs.wide) return run<double, 64>(task, queue);
+  return pairs.tile == 128 ? run<float, 128>(task, queue) : run<float, 64>(task, queue);
 }
 
-int mined(const LabelledPairs& pairs, const Choice& choice, std::int64_t* index, void* distance, double* square,
-          bool wide, void* stream) {
+int read_mined(const LabelledPairs& pairs, const Choice& choice, const Mined& mined, void* stream) {
   const MiningTask task = task_of(pairs, &choice, 1, nullptr);
-  const auto queue = static_cast<cudaStream_t>(stream);
-  constexpr int threads = 64;  // few to a block: each reads rows of its own
-  const int blocks = detail::ceil_div(pairs.anchor.rows, threads);
-  return wide ? detail::launch(read_keys<double>, blocks, threads, 0, queue, task, index,
-                               static_cast<double*>(distance), square)
-              : detail::launch(read_keys<float>, blocks, threads, 0, queue, task, index, static_cast<float*>(distance),
-                               square);
+  constexpr int threads = 64;  // small blocks, since every thread reads rows of its own
+  return detail::launch(pairs.wide ? read_keys<double> : read_keys<float>, detail::ceil_div(pairs.anchor.rows, threads),
+                        threads, 0, static_cast<cudaStream_t>(stream), task, mined);
 }
 
-int draw_negatives(const LabelledPairs& pairs, std::int64_t seed, std::int64_t* index, void* distance, bool wide,
-                   void* stream) {
-  const auto queue = static_cast<cudaStream_t>(stream);
-  const auto bits = static_cast<unsigned long long>(seed);
-  const int blocks = detail::ceil_div(pairs.anchor.rows, warps);
-  return wide ? detail::launch(draw_negatives<double>, blocks, 32 * warps, 0, queue, pairs, bits, index,
-                               static_cast<double*>(distance))
-              : detail::launch(draw_negatives<float>, blocks, 32 * warps, 0, queue, pairs, bits, index,
-                               static_cast<float*>(distance));
+int draw_negatives(const LabelledPairs& pairs, std::int64_t seed, const Mined& mined, void* stream) {
+  return detail::launch(pairs.wide ? draw_negatives<double> : draw_negatives<float>,
+                        detail::ceil_div(pairs.anchor.rows, warps), 32 * warps, 0, static_cast<cudaStream_t>(stream),
+                        pairs, static_cast<unsigned long long>(seed), mined);
 }
 
 }  // namespace xmodal::cuda

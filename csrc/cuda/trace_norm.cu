@@ -10,7 +10,7 @@ constexpr double safe = 1.01, safe3 = safe * safe * safe, safe5 = safe3 * safe *
 
 int edge_of(int dx, int dy) { return detail::ceil_div(std::max(dx, dy), 16) * 16; }
 
-constexpr std::size_t own_shared = 16 << 10;  // what the kernel has beside its squares
+constexpr std::size_t own_shared = 16 << 10;  // static shared memory of the kernel, at most
 
 template <typename T>
 std::size_t square_bytes(int edge) {
@@ -32,14 +32,14 @@ int run(const SmallTraceNorm& call, cudaStream_t stream) {
   task.shared_squares = shared_squares<T>(task.edge);
   task.scale = 1.0 / (call.x.rows - 1);
   task.tolerance = sizeof(T) == 4 ? 1e-4 : 1e-8;
-  std::copy_n(polar_express, polar_steps, task.steps);
+  std::copy_n(polar_express, polar_express_steps, task.steps);
   return detail::launch(small_trace_norm_kernel<T>, call.blocks, detail::small_threads,
                         task.shared_squares * square_bytes<T>(task.edge), stream, task);
 }
 
 }  // namespace
 
-const Quintic polar_express[polar_steps] = {
+const Quintic polar_express[polar_express_steps] = {
     {8.28721201814563 / safe, -23.595886519098837 / safe3, 17.300387312530933 / safe5},
     {4.107059111542203 / safe, -2.9478499167379106 / safe3, 0.5448431082926601 / safe5},
     {3.9486908534822946 / safe, -2.908902115962949 / safe3, 0.5518191394370137 / safe5},
@@ -57,9 +57,9 @@ std::int64_t small_workspace(int dx, int dy, bool wide) {
          (wide ? detail::small_stride<double>(edge) : detail::small_stride<float>(edge));
 }
 
-int small_trace_norm(const SmallTraceNorm& task, bool wide, void* stream) {
+int small_trace_norm(const SmallTraceNorm& task, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);
-  return wide ? run<double>(task, queue) : run<float>(task, queue);
+  return task.wide ? run<double>(task, queue) : run<float>(task, queue);
 }
 
 }  // namespace xmodal::cuda

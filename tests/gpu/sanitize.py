@@ -1,4 +1,4 @@
-"""Every CUDA kernel once, at small sizes, for compute-sanitizer:
+"""Runs every CUDA kernel once, at small sizes, for compute-sanitizer:
 
 compute-sanitizer --tool memcheck|racecheck|initcheck|synccheck --error-exitcode 1 python tests/gpu/sanitize.py
 """
@@ -16,13 +16,13 @@ from xmodal_ops import (
     triplet_margin_loss,
     whiten,
 )
-from xmodal_ops.ops.cuda import trace_norm as cuda_trace_norm
+from xmodal_ops.ops.cuda import driver
 from xmodal_ops.ops.cuda import triplets as cuda_triplets
 
 
 def main() -> None:
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        # One launch, covariances apart, matrices outside shared memory, device memory, dual, mixed.
+        # One launch, separate covariances, matrices outside shared memory, in device memory, dual, mixed.
         for m, dx, dy in ((70, 33, 17), (600, 17, 20), (150, 100, 90), (200, 140, 30), (30, 40, 50), (30, 40, 7)):
             x, y = (torch.randn(m, d, device="cuda").to(dtype).requires_grad_() for d in (dx, dy))
             trace_norm_loss(x, y).backward()
@@ -42,9 +42,8 @@ def main() -> None:
             for enough in (4096, 16):
                 cuda_triplets.IN_SHARED = enough
                 triplet_margin_loss(anchor, labels, ref, ref_labels, triplets="semihard").backward()
-    t = 0.1 * torch.randn(300, 1500, device="cuda")  # tiles of 128 on the largest chips
-    cuda_trace_norm.driver.products("tn", cuda_trace_norm.Product(
-        (cuda_trace_norm.Term(t, t),), torch.empty(1500, 1500, device="cuda"), True), tile=128)  # fmt: skip
+    t = 0.1 * torch.randn(300, 1500, device="cuda")  # large enough for tiles of 128
+    driver.products("tn", driver.Product((driver.Term(t, t),), t.new_empty(1500, 1500), True), tile=128)
     torch.cuda.synchronize()
     print("done")
 

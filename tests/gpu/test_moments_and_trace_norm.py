@@ -58,7 +58,7 @@ def close(actual: tuple[Tensor, ...], expected: list[Tensor], tolerance: float) 
     assert max(errors) < tolerance, errors
 
 
-# One launch; covariances apart; two tile sizes; dual; mixed.
+# One launch; separate covariances; two tile sizes; dual; mixed.
 SHAPES = [(512, 64, 64), (97, 33, 64), (300, 128, 100), (5000, 20, 128), (2, 1, 1), (20, 1, 1),
           (700, 129, 300), (1024, 256, 256), (2048, 520, 1000),
           (64, 64, 64), (60, 300, 200), (256, 1024, 1024), (60, 300, 20), (60, 20, 300)]  # fmt: skip
@@ -71,7 +71,7 @@ def test_trace_norm(shape, dtype):
     close(loss_and_gradients(x, y), truth(x, y), 2e-5 if dtype == F32 else 1e-9)
 
 
-# In one block; rotated by several, primal, dual and mixed.
+# Jacobi in one block; by several blocks, primal, dual and mixed.
 @pytest.mark.parametrize("shape", [(512, 64, 64), (97, 33, 64), (2000, 60, 100), (300, 128, 128),
                                    (700, 200, 150), (100, 200, 150), (100, 200, 30), (100, 30, 200)])  # fmt: skip
 @pytest.mark.parametrize("dtype", [F32, F64])
@@ -97,7 +97,7 @@ def test_leading_pairs_and_all_correlations(shape, dtype, no_sync):
     close(gradients, [g for g in weighted if g is not None], 1e-6 if dtype == F64 else 1e-5)
 
 
-# One launch, covariances apart, one launch for any number of rows, blocks that take turns, one after the other.
+# One launch, separate covariances, one launch for any number of rows, several problems per block, one after the other.
 @pytest.mark.parametrize("shape", [(9, 200, 64, 30), (3, 2000, 60, 64), (300, 700, 9, 16), (300, 90, 70, 80),
                                    (2, 300, 200, 150)])  # fmt: skip
 @pytest.mark.parametrize("dtype", [F32, F64])
@@ -220,7 +220,7 @@ def test_graph_capture(shape):
 
 
 def test_streams():
-    """Each of several streams sees its own inputs, written on that stream a moment before."""
+    """Each of several streams sees its own inputs, which were written on that stream just before."""
     inputs = [device_views(512, 64, 64) for _ in range(4)]
     expected = [loss_and_gradients(x, y) for x, y in inputs]
     torch.cuda.synchronize()

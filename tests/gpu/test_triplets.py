@@ -1,4 +1,4 @@
-"""Triplet mining and losses on a CUDA device, through the public functions, against the CPU."""
+"""Triplet mining and losses on a CUDA device, through the public functions, compared with the CPU."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "batch_hard": lambda a, r, la, lr: triplet_margin_loss(a, la, r, lr, triplets="batch_hard"),
     "max_violation": lambda a, r, la, lr: max_violation_loss(a, r),
 }
-OF_PAIRS = ["structure", "all", "semihard", "per anchor"]  # that visit every pair
+OF_PAIRS = ["structure", "all", "semihard", "per anchor"]  # losses that visit every pair
 
 
 def loss_and_gradients(loss: str, data: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,7 +90,7 @@ def close(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], tolerance: fl
 @pytest.mark.parametrize("loss", LOSSES)
 def test_losses_are_those_of_the_cpu(loss, dtype, kind) -> None:
     data = batch(300, 300, 40, 6, kind, dtype)
-    # One triplet on the other side of a boundary changes a sum over many.
+    # A single triplet that crosses a boundary changes a sum over many.
     close(loss_and_gradients(loss, on_device(data)), loss_and_gradients(loss, data), 1e-11 if dtype == F64 else 1e-3)
 
 
@@ -98,7 +98,7 @@ def test_losses_are_those_of_the_cpu(loss, dtype, kind) -> None:
 @pytest.mark.parametrize("classes", [2, 30])
 @pytest.mark.parametrize("loss", OF_PAIRS)
 def test_several_chunks_and_more_positives_than_fit_shared_memory(loss, classes, dtype) -> None:
-    """Against the portable path on the device, in fp64."""
+    """Compared with the portable path on the device, in fp64."""
     data = on_device(batch(1500, 11_001, 24, classes, dtype=dtype))
     wide = data[0].double(), data[1].double(), *data[2:]
     found = loss_and_gradients(loss, data)
@@ -119,7 +119,7 @@ def test_halves(loss, dtype) -> None:
 
 def test_tight_classes_in_single_precision() -> None:
     la, lr = labels(200, 230, 5, "single")
-    centres = 0.5 * torch.randn(5, 40, dtype=F64)  # all nearer than the margin
+    centres = 0.5 * torch.randn(5, 40, dtype=F64)  # all closer than the margin
     image, text = (centres[label] + 0.02 * torch.randn(len(label), 40, dtype=F64) for label in (la, lr))
     text[:20] = image[:20]
     data = image.float() + 100, text.float() + 100, la, lr
@@ -193,5 +193,5 @@ def test_memory_is_linear(loss) -> None:
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     loss_and_gradients(loss, data)
-    # Pairs of a chunk (32 MiB), three times that to rank many positives, and shares of products; m² is 1 GiB.
+    # Pairs of a chunk (32 MiB), three times that to rank many positives, and splits of products; m² is 1 GiB.
     assert torch.cuda.max_memory_allocated() - before < 256 << 20

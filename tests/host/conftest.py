@@ -28,14 +28,14 @@ def schedule(host: ModuleType, request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.fixture
 def emulated(host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The CUDA drivers call the emulated kernels, with CPU tensors."""
-    monkeypatch.setattr(driver, "native", host)
+    """The drivers in xmodal_ops.ops.cuda call the emulated kernels, with CPU tensors."""
+    monkeypatch.setattr(driver, "native", host.cuda)
     return host
 
 
 @pytest.fixture(scope="session")
 def fenced(host: ModuleType) -> Callable[[Tensor], Tensor]:
-    """A copy of a tensor whose last element is the last of its page: reading or writing past it ends the process."""
+    """Copies a tensor to fenced memory: an access past its last element kills the process."""
 
     def copy(x: Tensor) -> Tensor:
         memory = host.fenced(x.numel() * x.element_size())

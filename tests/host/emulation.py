@@ -25,7 +25,7 @@ FLAGS = [
     "-Wextra",
     "-Werror",
     "-Wno-unknown-pragmas",
-    # gcc 12 takes an array that a fibre fills for uninitialised, and captures for clobbered by setjmp.
+    # gcc 12 reports arrays that a fibre fills as uninitialised, and captures as clobbered by setjmp.
     "-Wno-maybe-uninitialized",
     "-Wno-clobbered",
     "-fsanitize=undefined",
@@ -34,7 +34,7 @@ FLAGS = [
     "-DXMODAL_HOST_EMULATION",
     '-DXMODAL_CUDA_ARCHS="host"',
     "-DXMODAL_WITH_CUDA",
-    '-DPYBIND11_COMPILER_TYPE="host"',  # its classes are none of the real module's
+    '-DPYBIND11_COMPILER_TYPE="host"',  # keeps its types apart from the real module's
     f"-I{HERE}",
     f"-I{ROOT / 'csrc' / 'include'}",
     f"-I{ROOT / 'csrc' / 'cuda'}",
@@ -44,7 +44,7 @@ FLAGS = [
 
 
 def compiled(source: Path, *defines: str) -> Path:
-    """The object file of a source, compiled again when it, a header or the flags have changed."""
+    """The object file of a source, recompiled if the source, a header or the flags have changed."""
     headers = [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cuh"), *HERE.glob("*.h")]
     headers += source.parent.rglob("*.cuh")
     text = b"".join(path.read_bytes() for path in sorted([source, *headers]))
@@ -59,7 +59,7 @@ def compiled(source: Path, *defines: str) -> Path:
 
 
 def linked(objects: list[Path], suffix: str, *flags: str) -> Path:
-    """An executable or shared library of objects, named by what is in it."""
+    """An executable or shared library, named by a hash of its objects."""
     key = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:16]
     target = BUILD / f"{key}{suffix}"
     if not target.exists():
@@ -75,12 +75,12 @@ def run(*command: str) -> None:
 
 
 def module(replaced: dict[str, Path] | None = None) -> ModuleType:
-    """The native module with every kernel of csrc/cuda, emulated; its CPU side is the baseline set.
+    """The native module with all kernels in csrc/cuda emulated; its CPU kernels are those of the baseline set.
 
-    `replaced` names sources of csrc/cuda that others stand in for, mistakes made on purpose.
+    `replaced` maps the names of sources in csrc/cuda to files that are compiled instead, with a deliberate bug.
     """
     sources = [*ROOT.glob("csrc/bindings/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp"), HERE / "host.cpp"]
-    sources += [path for path in ROOT.glob("csrc/cuda/*.cu") if path.name != "device.cu"]  # host.cpp stands for it
+    sources += [path for path in ROOT.glob("csrc/cuda/*.cu") if path.name != "device.cu"]  # host.cpp replaces it
     sources = sorted((replaced or {}).get(path.name, path) for path in sources)
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compiled, sources))
@@ -94,7 +94,7 @@ def module(replaced: dict[str, Path] | None = None) -> ModuleType:
 
 
 def mutant(name: str, kernel: str, text: str, replacement: str) -> dict[str, Path]:
-    """csrc/cuda/<kernel>.cu over its headers, in one of which one text is replaced, for `module`."""
+    """A copy of csrc/cuda/<kernel>.cu whose headers differ in one place, as an argument of `module`."""
     original, folder, count = ROOT / "csrc" / "cuda", BUILD / name, 0
     (folder / "detail").mkdir(parents=True, exist_ok=True)
     for header in [original / f"{kernel}.cuh", *original.glob("detail/*.cuh")]:

@@ -1,5 +1,5 @@
-// The emulation itself: kernels whose answers are known, whole and with one mistake each.
-//   harness CASE SEED: exits with 0 where the kernel's answer is right.
+// Tests of the emulation itself: kernels with known results, correct and with one bug each.
+//   harness CASE SEED exits with 0 if the kernel's result is right.
 #include <cstdio>
 #include <cstdlib>
 #include <numeric>
@@ -21,7 +21,7 @@ constexpr int last = 1;
 constexpr int last = 0;
 #endif
 
-// Sums of consecutive runs of blockDim.x numbers: warps by shuffles, the block by shared memory.
+// Sums each run of blockDim.x numbers: warps by shuffles, the block through shared memory.
 __global__ void block_sum(const int* x, int* sums) {
   __shared__ int partial[4];
   int value = x[blockIdx.x * blockDim.x + threadIdx.x];
@@ -34,7 +34,7 @@ __global__ void block_sum(const int* x, int* sums) {
 #endif
 }
 
-// Reverses each run of blockDim.x numbers by way of dynamic shared memory.
+// Reverses each run of blockDim.x numbers through dynamic shared memory.
 __global__ void reverse(const int* x, int* y) {
   XMODAL_DYNAMIC_SHARED(int, shared);
   const int n = blockDim.x, i = threadIdx.x;
@@ -43,7 +43,7 @@ __global__ void reverse(const int* x, int* y) {
   y[blockIdx.x * n + i] = shared[n - 1 - i + last];
 }
 
-// The same with a static array, which the sanitizer knows the length of.
+// The same with a static array, whose length the sanitizer knows.
 __global__ void reverse_static(const int* x, int* y) {
   __shared__ int shared[128];
   const int n = blockDim.x, i = threadIdx.x;

@@ -1,8 +1,8 @@
-// What the emulated module offers beside the kernels: the scheduler's seed, and memory with a fence behind it.
+// What the emulated module adds to the kernels: the scheduler's seed, and fenced memory.
 #include <pybind11/pybind11.h>
 
 #include "host_cuda.h"
-#include "xmodal/cuda.h"
+#include "xmodal/cuda/device.h"
 
 namespace py = pybind11;
 
@@ -10,7 +10,7 @@ namespace {
 
 constexpr std::size_t page = 4096;
 
-// Bytes whose end touches a page that may not be read or written: one element too far ends the process.
+// Memory that ends at an inaccessible page: an access past its end kills the process.
 py::memoryview fenced(std::size_t bytes) {
   const std::size_t pages = (bytes + page - 1) / page;
   void* base = mmap(nullptr, (pages + 1) * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -23,7 +23,7 @@ py::memoryview fenced(std::size_t bytes) {
 
 }  // namespace
 
-// What csrc/cuda/device.cu says of a real device.
+// Replaces csrc/cuda/device.cu.
 namespace xmodal::cuda {
 std::vector<std::string> architectures() { return {"host emulation"}; }
 std::string unavailable() { return ""; }
@@ -32,6 +32,7 @@ std::string error_string(int error) { return "error " + std::to_string(error); }
 }  // namespace xmodal::cuda
 
 void bind_host(py::module_& module) {
-  module.def("seed", [](unsigned seed) { host_cuda::seed = seed; }, "0: threads take turns in order; else at random.");
-  module.def("fenced", &fenced, "Bytes of 0xff with an inaccessible page right behind them; never freed.");
+  module.def(
+      "seed", [](unsigned seed) { host_cuda::seed = seed; }, "0: threads take turns in order; otherwise at random.");
+  module.def("fenced", &fenced, "Bytes of 0xff followed by an inaccessible page; never freed.");
 }

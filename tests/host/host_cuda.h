@@ -1,8 +1,8 @@
 // A CUDA thread block on the host: every CUDA thread is a fibre, a barrier is a yield, one block runs at a time.
 //
-// It shows wrong indices, fragment layouts, reductions and missing or divergent barriers; not speed, and not
-// errors of the memory model or of asynchronous copies. With `seed` set, a random warp runs as far as it can
-// before another gets its turn, so that a missing barrier lets it overtake the others.
+// It reveals wrong indices, fragment layouts and reductions, and missing or divergent barriers. It says nothing about
+// speed, the memory model or asynchronous copies. If `seed` is set, a random warp runs as far as it can before the next
+// warp gets its turn, so that a warp overtakes the others at a missing barrier.
 #pragma once
 #include <math.h>
 #include <setjmp.h>
@@ -78,7 +78,7 @@ struct Fibre {
   dim3 thread;
   unsigned rank = 0;
   Wait wait = Wait::done;
-  unsigned collectives = 0;  // warp collectives so far: their exchange buffers alternate
+  unsigned collectives = 0;  // number of warp collectives so far; their exchange buffers alternate
 };
 
 struct Exchange {
@@ -87,7 +87,7 @@ struct Exchange {
 
 constexpr std::size_t stack_bytes = 128 << 10;
 
-// The fibres outlive a launch: starting one costs system calls, resuming one does not.
+// Fibres are reused by later launches: starting one takes system calls, resuming one does not.
 struct Pool {
   std::vector<std::unique_ptr<Fibre>> fibres;
   std::vector<void*> stacks;
@@ -105,7 +105,7 @@ struct Pool {
 };
 
 inline Pool pool;
-inline unsigned seed = 0;  // 0: warps and lanes in order; else they take turns at random
+inline unsigned seed = 0;  // 0: warps and lanes run in order; otherwise in random order
 inline std::vector<unsigned char> dynamic_shared;
 
 inline void yield(Wait wait) {
@@ -147,8 +147,8 @@ inline void Pool::grow(unsigned threads) {
   exchange.resize((fibres.size() + 31) / 32 * 32);
 }
 
-// Lane by lane, every lane of the warp deposits a value and sees those of the others: shuffles, ballots, mma.
-// Buffers alternate, so a lane that is one collective ahead does not overwrite what a slower one still reads.
+// Every lane of a warp deposits a value and reads those of the others: the basis of shuffles, ballots and mma.
+// Two buffers alternate, so that a lane that is one collective ahead does not overwrite what a slower one still reads.
 template <typename T>
 class Gather {
  public:
@@ -174,7 +174,7 @@ class Gather {
 
 inline dim3 gridDim, blockDim, blockIdx;
 #define threadIdx (host_cuda::pool.current->thread)
-// Zero-sized where the launch gave no bytes; filled with 0xff (NaN) before every block.
+// Of zero size if the launch gives no bytes; filled with 0xff (NaN) before every block.
 #define XMODAL_DYNAMIC_SHARED(type, name) type* const name = reinterpret_cast<type*>(host_cuda::shared_base())
 
 inline void __syncthreads() { host_cuda::yield(host_cuda::Wait::block); }
@@ -257,7 +257,7 @@ inline unsigned char* shared_base() {
   return dynamic_shared.data() + (16 - address % 16) % 16;
 }
 
-// Runs the fibres of one block to their ends.
+// Runs the fibres of one block until all have finished.
 inline void run_block(unsigned threads, std::mt19937& random) {
   const unsigned warps = (threads + 31) / 32;
   const auto end = [&](unsigned warp) { return std::min(threads, 32 * warp + 32); };
@@ -273,7 +273,7 @@ inline void run_block(unsigned threads, std::mt19937& random) {
   unsigned done = 0, warp = seed ? random() % warps : 0;
   std::vector<unsigned> runnable;
   while (done < threads) {
-    // One warp runs as far as it goes.
+    // One warp runs until all its lanes wait or have finished.
     const unsigned lanes = end(warp) - 32 * warp, first = seed ? random() % lanes : 0;
     for (unsigned i = 0; i < lanes; ++i) {
       Fibre* fibre = pool.fibres[32 * warp + (first + i) % lanes].get();
@@ -281,10 +281,10 @@ inline void run_block(unsigned threads, std::mt19937& random) {
       resume(fibre);
       done += fibre->wait == Wait::done;
     }
-    if (const unsigned waiting = count(warp, Wait::warp)) {
+    if (count(warp, Wait::warp)) {
       if (count(warp, Wait::block))
-        throw std::runtime_error("divergent barrier: lanes of one warp wait at a warp's and at the block's barrier");
-      (void)waiting;
+        throw std::runtime_error(
+            "divergent barrier: lanes of one warp wait at a warp barrier and at the block barrier");
       release(warp, Wait::warp);
       continue;
     }
@@ -293,7 +293,7 @@ inline void run_block(unsigned threads, std::mt19937& random) {
       if (count(w, Wait::none)) runnable.push_back(w);
     if (runnable.empty()) {
       if (done == threads) break;
-      if (done) throw std::runtime_error("divergent barrier: some threads of the block ended before it");
+      if (done) throw std::runtime_error("divergent barrier: some threads of the block have exited");
       for (unsigned w = 0; w < warps; ++w) release(w, Wait::block), runnable.push_back(w);
     }
     warp = runnable[seed ? random() % runnable.size() : 0];
@@ -328,7 +328,7 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 threads, std::size_t shared, A
           for (const unsigned char* p = past; p < dynamic_shared.data() + dynamic_shared.size(); ++p)
             if (*p != 0xff) throw std::runtime_error("write past the end of dynamic shared memory");
         } catch (...) {
-          pool.clear();  // some fibres are stopped in the middle of the kernel
+          pool.clear();  // some fibres have stopped in the middle of the kernel
           throw;
         }
       }

@@ -1,4 +1,4 @@
-"""The emulation can fail: a missing barrier, a divergent barrier, an index off by one are caught."""
+"""The emulation catches a missing barrier, a divergent barrier and an index that is off by one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Triplet mining by the kernels, drivers and all, on the emulated device: indices exactly those of fp64."""
+"""Triplet mining by drivers and kernels on the emulated device: the indices are exactly those of fp64."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tests.ops.triplet_data import batch, labels
 from xmodal_ops._dtypes import accumulation_dtype
 from xmodal_ops.ops._library import flattened
 from xmodal_ops.ops.cuda import mining as cuda_mining
+from xmodal_ops.ops.cuda import pairs as cuda_pairs
 
 pytestmark = pytest.mark.usefixtures("emulated", "schedule")
 
@@ -47,7 +48,7 @@ def test_exact(kind, dtype, shape) -> None:
 def test_tiles_of_both_sizes_and_the_diagonal(monkeypatch) -> None:
     data = batch(140, 140, 5, 3, dtype=torch.float32)
     for tile in (64, 128):
-        monkeypatch.setattr(cuda_mining, "choose_tile", lambda *_, tile=tile: tile)
+        monkeypatch.setattr(cuda_pairs, "choose_tile", lambda *_, tile=tile: tile)
         check(data, exclude=True, rules=RULES[:1])
 
 

@@ -1,4 +1,4 @@
-"""The tests of the kernels can fail: the same checks, run on kernels with one mistake each, say so."""
+"""The tests of the kernels can fail: they do so for kernels with one bug each."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from xmodal_ops.ops.cuda import driver
 from xmodal_ops.ops.cuda import trace_norm as cuda_trace_norm
 from xmodal_ops.ops.portable.trace_norm import trace_norm
 
-driver.native = host = emulation.module(emulation.mutant(*sys.argv[1:]) if sys.argv[1:] else None)
+host = emulation.module(emulation.mutant(*sys.argv[1:]) if sys.argv[1:] else None)
+driver.native = host.cuda
 worst = 0.0
 for seed in range(4):
     torch.manual_seed(seed)
     host.seed(seed)
     for limit, top_k in ((8, 17), (128, 17), (8, 5)):
-        cuda_trace_norm.SMALL = limit
+        host.cuda.SMALL_COLUMNS = limit
         x, y = views(100, 21, 17)
         expected = trace_norm(x, y, 1e-2, 1e-2, top_k, True, True)
         actual = cuda_trace_norm.trace_norm(x, y, 1e-2, 1e-2, top_k, True, True)
@@ -46,7 +47,8 @@ from xmodal_ops.ops.cuda import triplets as cuda_triplets
 from xmodal_ops.ops._library import flattened
 from xmodal_ops.ops.portable import mining, structure_preserving, triplet_margin
 
-driver.native = host = emulation.module(emulation.mutant(*sys.argv[1:]) if sys.argv[1:] else None)
+host = emulation.module(emulation.mutant(*sys.argv[1:]) if sys.argv[1:] else None)
+driver.native = host.cuda
 worst = 0.0
 for seed in range(3):
     torch.manual_seed(seed)

@@ -1,4 +1,5 @@
-"""The CUDA implementations of the ops, drivers and kernels, on the emulated device against the reference in fp64."""
+"""The CUDA implementations of the ops, drivers and kernels, on the emulated device, compared with the portable path in
+fp64."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from xmodal_ops.ops.portable import whiten as whiten_reference
 from xmodal_ops.ops.types import Covariance
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
-# Half gradients are rounded to their 8 or 11 bits.
+# Gradients of half inputs are rounded to 8 or 11 bits.
 ACCURACY = {F16: 5e-4, BF16: 4e-3, F32: 5e-6, F64: 1e-11}
 pytestmark = pytest.mark.usefixtures("emulated")
 
@@ -38,7 +39,7 @@ def check(
     assert relative(actual[2], expected[2]) < accuracy
 
 
-# One launch, covariances apart, padded and square, d = 1, m = 2; the dual and the two mixed sides.
+# One launch, separate covariances, padded and square, d = 1, m = 2; the dual and the two mixed sides.
 SHAPES = [(70, 21, 21), (70, 16, 37), (70, 37, 16), (600, 9, 5), (20, 1, 1), (20, 1, 18),
           (2, 3, 4), (24, 40, 33), (24, 24, 24), (24, 40, 7), (24, 7, 40)]  # fmt: skip
 
@@ -48,12 +49,12 @@ SHAPES = [(70, 21, 21), (70, 16, 37), (70, 37, 16), (600, 9, 5), (20, 1, 1), (20
 @pytest.mark.parametrize("fast_double", [True, False])
 def test_trace_norm(shape, dtype, fast_double, monkeypatch):
     monkeypatch.setattr(driver, "fast_double", lambda x: fast_double)
-    # The dual side's smallest eigenvalues are lost digits where K is not in fp64.
+    # The dual side loses its smallest eigenvalues if K is not in fp64.
     check(*views(*shape, dtype), accuracy=2e-5 if dtype == F32 and shape[0] <= 24 else 0)
 
 
-# (processors, problems, m, dx, dy): one launch for few rows, covariances apart for more, one launch again where
-# problems fill the chip; matrices outside shared memory, where blocks take turns; one after the other.
+# (processors, problems, m, dx, dy): one launch for few rows, separate covariances for more, one launch again if the
+# problems fill the GPU; several problems per block, with matrices outside shared memory; problems one after the other.
 BATCHES = [(4, 3, 70, 9, 17), (3, 2, 600, 5, 9), (2, 2, 600, 3, 2), (1, 2, 110, 97, 5), (4, 2, 20, 24, 30)]
 
 
@@ -102,7 +103,7 @@ def test_trace_norm_of_halves(dtype, shape):
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("shape", [(90, 70, 70), (90, 70, 13), (90, 13, 70)])
 def test_large_trace_norm(shape, dtype, monkeypatch):
-    monkeypatch.setattr(cuda_trace_norm, "SMALL", 8)
+    monkeypatch.setattr(driver.native, "SMALL_COLUMNS", 8)
     check(*views(*shape, dtype))
 
 
@@ -111,7 +112,7 @@ def test_large_trace_norm(shape, dtype, monkeypatch):
 @pytest.mark.parametrize(("shape", "top_k"), [((40, 9, 9), 4), ((40, 6, 20), 5), ((600, 7, 4), 1), ((20, 2, 3), 1)])
 def test_leading_pairs(shape, top_k, dtype, fast_double, monkeypatch):
     monkeypatch.setattr(driver, "fast_double", lambda x: fast_double)
-    # A gap between neighbouring correlations of 1e-2 costs fp32 two digits.
+    # A gap of 1e-2 between neighbouring correlations costs fp32 two digits.
     check(*views(*shape, dtype), top_k=top_k, accuracy=1e-3 if dtype == F32 and not fast_double else 0)
 
 
@@ -121,7 +122,7 @@ ROTATED = [(60, 20, 13), (60, 13, 20), (16, 20, 30), (16, 20, 7), (16, 7, 20)]
 
 @pytest.fixture
 def few_rows_a_block(monkeypatch):
-    monkeypatch.setattr(cuda_trace_norm, "SMALL", 8)
+    monkeypatch.setattr(driver.native, "SMALL_COLUMNS", 8)
     monkeypatch.setattr(cuda_iterations, "ROTATION_WIDTH", 3)
 
 
@@ -132,7 +133,7 @@ def test_leading_pairs_and_all_correlations_by_several_blocks(shape, dtype):
     x, y = views(*shape, dtype)
     check(x, y, top_k=4)
     weights = torch.randn(min(shape[1:]), dtype=dtype)
-    weights[shape[0] - 1 :] = 0  # no more of them can be other than 0
+    weights[shape[0] - 1 :] = 0  # the other correlations are 0
     wide = x.double(), y.double()
     sigma, gx, gy = reference.correlations(*wide, 1e-2, 1e-1, weights.double(), True, True)
     tolerance = 1e-9 if dtype == F64 else 1e-6
@@ -159,7 +160,7 @@ def test_leading_pairs_of_degenerate_inputs(case, rows):
     else:
         x[3, 2] = torch.nan
     results = cuda_trace_norm.trace_norm(x, y, 1e-2, 1e-2, 5, True, True)
-    if case == "constant":  # H = 0 has a factor only with a ridge of rounding's size
+    if case == "constant":  # H = 0 has a factor only with a ridge as small as rounding
         assert max(t.abs().max().item() for t in results) < 1e-6
     elif case == "nan":
         assert all(t.isnan().any() for t in results)
@@ -185,9 +186,9 @@ def test_singular_pairs(shape, width, monkeypatch, schedule):
 
 
 def test_rows_too_long_for_a_block_are_refused():
-    assert driver.native.cuda_rotation_width(1024) > 4
-    assert driver.native.cuda_rotation_width(4096) == 3
-    assert driver.native.cuda_rotation_width(20_000) == 0
+    assert driver.native.rotation_width(1024) > 4
+    assert driver.native.rotation_width(4096) == 3
+    assert driver.native.rotation_width(20_000) == 0
 
 
 @pytest.mark.parametrize("dtype", [F64, BF16])
@@ -207,14 +208,15 @@ def test_canonical_correlations(shape, dtype, fenced):
 
 
 def test_squares_outside_shared_memory(monkeypatch):
-    """Above 64 columns in fp64 some of the block's matrices lie in the workspace."""
-    assert driver.native.cuda_small_workspace(64, 64, True) == 0
-    assert driver.native.cuda_small_workspace(97, 5, True) > 0
+    """Above 64 columns in fp64, some of a block's matrices are in the workspace."""
+    assert driver.native.small_workspace(64, 64, True) == 0
+    assert driver.native.small_workspace(97, 5, True) > 0
     check(*views(110, 97, 5, F64))
 
 
 def test_every_schedule_gives_the_same_bits(host):
     x, y = views(40, 10, 19, F32)
+    sides = cuda_trace_norm.Views(x, y, 1e-3, 1e-3, True, True)
     results = []
     for seed in range(4):
         host.seed(seed)
@@ -222,7 +224,7 @@ def test_every_schedule_gives_the_same_bits(host):
         results[-1] += cuda_trace_norm.trace_norm(x, y, 1e-3, 1e-3, 3, True, True)
         results[-1] += cuda_covariance.covariance(x, y, 0.1, 0.2)
         results[-1] += (cuda_covariance.whiten_backward(y, y, 0.1, True),)
-        results[-1] += cuda_trace_norm._by_sides(x, y, 1e-3, 1e-3, torch.ones(3, dtype=F64), True, True)
+        results[-1] += cuda_trace_norm.singular_values(sides, torch.ones(3, dtype=F64))
     host.seed(0)
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
 
@@ -234,7 +236,7 @@ def test_every_schedule_gives_the_same_bits(host):
 )
 def test_degenerate_inputs(case, fast_double, limit, monkeypatch):
     monkeypatch.setattr(driver, "fast_double", lambda x: fast_double)
-    monkeypatch.setattr(cuda_trace_norm, "SMALL", limit)
+    monkeypatch.setattr(driver.native, "SMALL_COLUMNS", limit)
     x, y = views(80, 20, 17, F32)
     ridge, accuracy = 1e-2, 2e-5
     if case == "dead":
@@ -244,7 +246,7 @@ def test_degenerate_inputs(case, fast_double, limit, monkeypatch):
     elif case == "both constant":
         x.fill_(3), y.fill_(0)
     elif case == "identical":
-        y, accuracy = x.clone(), 1e-4  # the gradient is what large terms leave over
+        y, accuracy = x.clone(), 1e-4  # large terms of the gradient cancel
     elif case == "offset":
         x, y = x + 1e3, y - 1e4
         accuracy = 1e-4
@@ -274,7 +276,7 @@ def test_directions_without_correlation_take_the_subgradient_0(case):
 @pytest.mark.parametrize("rows", [80, 12])
 @pytest.mark.parametrize("limit", [8, 128])
 def test_what_is_not_finite_gives_nan(rows, limit, monkeypatch):
-    monkeypatch.setattr(cuda_trace_norm, "SMALL", limit)
+    monkeypatch.setattr(driver.native, "SMALL_COLUMNS", limit)
     for bad in (torch.nan, torch.inf):
         x, y = views(rows, 20, 17, F32)
         x[3, 4] = bad
@@ -285,7 +287,7 @@ def test_what_is_not_finite_gives_nan(rows, limit, monkeypatch):
 
 
 def test_a_singular_covariance_gets_the_ridge_it_needs():
-    """Ridge 0 and a repeated column: finite, and the value of the view without it."""
+    """With ridge 0, a repeated column gives finite results and the value of the view without it."""
     x, y = views(80, 10, 7, F64)
     x[:, 3] = x[:, 4]
     value, gx, gy = cuda_trace_norm.trace_norm(x, y, 0.0, 0.0, 7, True, True)
@@ -390,7 +392,7 @@ def test_whiten_and_its_backward(shape, dtype, zca):
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("case", ["dead", "repeated columns", "constant", "scale 1e3", "half", "tiny", "condition 1e9"])
 def test_zca_of_degenerate_inputs(case, dtype):
-    """As accurate as fp64 allows, where fp32 would be lost."""
+    """As accurate as fp64 allows, in cases that fp32 cannot represent."""
     x, ridge = views(60, 9, 1, dtype)[0], 1e-3
     if case == "dead":
         x[:, ::3] = 0

@@ -1,4 +1,4 @@
-"""The losses over all pairs by the kernels, drivers and all, on the emulated device against explicit triplets."""
+"""The losses over all pairs by drivers and kernels on the emulated device, compared with explicit triplets."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tests.ops.test_triplet_margin import KINDS
 from tests.ops.test_triplet_margin import textbook as margin_textbook
 from tests.ops.triplet_data import SHAPES, Batch, batch, labels
 from xmodal_ops.ops._library import flattened
+from xmodal_ops.ops.cuda import pairs as cuda_pairs
 from xmodal_ops.ops.cuda import triplets as cuda_triplets
 from xmodal_ops.ops.portable.pairs import positives, relations
 from xmodal_ops.ops.portable.structure_preserving import structure_preserving
@@ -94,7 +95,7 @@ def test_exact(kind: str, shape: tuple[int, ...], schedule: int) -> None:
 @pytest.mark.parametrize("tile", [64, 128])
 @pytest.mark.parametrize("dtype", [F32, F64])
 def test_chunks_of_anchors_and_tiles_of_both_sizes(dtype: torch.dtype, tile: int, monkeypatch, fenced) -> None:
-    monkeypatch.setattr(cuda_triplets, "choose_tile", lambda *_: tile if dtype == F32 else 64)
+    monkeypatch.setattr(cuda_pairs, "choose_tile", lambda *_: tile if dtype == F32 else 64)
     monkeypatch.setattr(cuda_triplets, "PAIRS_LIMIT", 0)
     data = tuple(fenced(x) for x in batch(150, 91, 9, 4, dtype=dtype))
     tolerances = {"value": 1e-6, "gradient": 1e-5} if dtype == F32 else {}
@@ -106,7 +107,7 @@ def test_positives_ranked_in_shared_memory_and_outside_give_the_same_bits(monkey
     data = batch(70, 150, 17, 3)
     for triplets in KINDS:
         expected = margin_loss(data, 0.7, triplets)
-        for enough in (1, 64):  # for none, and for some anchors
+        for enough in (1, 64):  # enough for none and for some of the anchors
             with monkeypatch.context() as patch:
                 patch.setattr(cuda_triplets, "IN_SHARED", enough)
                 assert all(map(torch.equal, margin_loss(data, 0.7, triplets), expected))
@@ -125,7 +126,7 @@ def test_more_references_than_threads_and_shared_memory_are_made_for() -> None:
 
 @pytest.mark.parametrize("dtype", [F16, F32, F64])
 def test_ties_of_integers(dtype: torch.dtype) -> None:
-    """On a line of integers with an integer margin most triplets lie on a boundary: ties are inactive."""
+    """Most triplets of integers on a line lie on the boundary of an integer margin; ties are inactive."""
     data = (*torch.randint(0, 6, (2, 90, 1)).to(dtype), *labels(90, 90, 4, "single"))
     for triplets in KINDS:
         exact = margin_textbook(data, torch.ones(90).double(), 2.0, triplets, False)
@@ -138,7 +139,7 @@ def test_ties_of_integers(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("offset", [0.0, 1e3])
 def test_tight_classes_in_single_precision(offset: float) -> None:
-    """Duplicates and a common offset as well: as near the truth as rounding the inputs allows."""
+    """With duplicates and a common offset: as accurate as the rounding of the inputs allows."""
     la, lr = labels(100, 130, 5, "single")
     centres = torch.randn(5, 40, dtype=F64)
     image, text = (centres[label] + 0.02 * torch.randn(len(label), 40, dtype=F64) for label in (la, lr))

@@ -1,11 +1,11 @@
-// One warp's product of a 16×8 and an 8×8 tile, to the accuracy of the numbers it is given.
+// A warp multiplies a 16×8 by an 8×8 tile in the full accuracy of the working precision.
 //
 //   fp64: four m8n8k4 tensor-core products.
 //   fp32: x = high + low with high, low in TF32 (11 + 11 bits); a·b ≈ low·high + high·low + high·high.
 //
 // Fragments, with g = lane / 4 and t = lane % 4:
 //   a[i] is A(g + 8 (i % 2), t + 4 (i / 2))    b[i] is B(t + 4 i, g)    d[i] is D(g + 8 (i / 2), 2 t + i % 2)
-// Tensor cores truncate the sums that they keep: a caller adds up no more than a few steps in one accumulator.
+// Tensor cores truncate their sums: a caller accumulates only a few steps in one accumulator.
 #pragma once
 
 #include "portable.cuh"
@@ -69,12 +69,12 @@ __device__ __forceinline__ void mma_16x8x8(double (&d)[4], const double (&a)[4],
 }
 #endif
 
-// A fragment of N numbers, ready for multiply_add.
+// A fragment of N numbers, split for multiply_add.
 template <typename T, int N>
-struct Terms;
+struct Fragment;
 
 template <int N>
-struct Terms<float, N> {
+struct Fragment<float, N> {
   float high[N], low[N];
   __device__ __forceinline__ void set(int i, float x) {
     high[i] = to_tf32(x);
@@ -83,18 +83,19 @@ struct Terms<float, N> {
 };
 
 template <int N>
-struct Terms<double, N> {
+struct Fragment<double, N> {
   double value[N];
   __device__ __forceinline__ void set(int i, double x) { value[i] = x; }
 };
 
-__device__ __forceinline__ void multiply_add(float (&d)[4], const Terms<float, 4>& a, const Terms<float, 2>& b) {
+__device__ __forceinline__ void multiply_add(float (&d)[4], const Fragment<float, 4>& a, const Fragment<float, 2>& b) {
   mma_16x8x8(d, a.low, b.high);
   mma_16x8x8(d, a.high, b.low);
   mma_16x8x8(d, a.high, b.high);
 }
 
-__device__ __forceinline__ void multiply_add(double (&d)[4], const Terms<double, 4>& a, const Terms<double, 2>& b) {
+__device__ __forceinline__ void multiply_add(double (&d)[4], const Fragment<double, 4>& a,
+                                             const Fragment<double, 2>& b) {
   mma_16x8x8(d, a.value, b.value);
 }
 

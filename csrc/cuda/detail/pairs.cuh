@@ -1,8 +1,8 @@
-// Pairs of labelled rows: their relation, their products a tile at a time, and their distance where that must be exact.
+// Pairs of labelled rows: whether they share a label, their products a tile at a time, and their exact distance.
 #pragma once
 
 #include "tile_product.cuh"
-#include "xmodal/cuda_triplets.h"
+#include "xmodal/cuda/pairs.h"
 
 namespace xmodal::cuda::detail {
 
@@ -13,25 +13,25 @@ __device__ __forceinline__ bool share_a_label(const LabelledPairs& p, long long 
   return false;
 }
 
-// |a − r|² from the rows as they came: by one thread, or the elements from `lane` on of a warp's share.
+// |a − r|² in fp64 from the rows as given: by one thread, or one lane's share of it.
 __device__ inline double exact_square(const LabelledPairs& p, long long i, long long j, int lane = 0, int lanes = 1) {
   double sum = 0;
   for (int k = lane; k < p.anchor.columns; k += lanes) {
-    const double difference = read<double>(p.anchor.data, i * p.anchor.stride + k, p.anchor.kind) -
-                              read<double>(p.ref.data, j * p.ref.stride + k, p.ref.kind);
+    const double difference = read<double>(p.anchor.data, i * p.anchor.stride + k, p.anchor.dtype) -
+                              read<double>(p.ref.data, j * p.ref.stride + k, p.ref.dtype);
     sum += difference * difference;
   }
   return sum;
 }
 
-// The same by a whole warp, in every lane.
+// The same by a whole warp; every lane gets the sum.
 __device__ inline double warp_exact_square(const LabelledPairs& p, long long i, long long j) {
   double sum = exact_square(p, i, j, threadIdx.x % 32, 32);
   for (int offset = 16; offset > 0; offset >>= 1) sum += __shfl_xor_sync(~0u, sum, offset);
   return sum;
 }
 
-// sum = the products of TILE anchors from row0 on with as many references from column0 on. Ends with a barrier.
+// sum = the products of TILE anchors from row0 on and TILE references from column0 on. Ends with a barrier.
 template <typename T, int TILE>
 __device__ __forceinline__ void pair_products(const LabelledPairs& p, const bool (&vectors)[2], int row0, int column0,
                                               const WarpPlace<T, TILE>& warp, TileSums<T, TILE>& sum) {

@@ -1,5 +1,5 @@
-// One kernel source, two compilers: nvcc for the device, g++ for the emulation in tests/host.
-// Launchers call launch(kernel, grid, threads, shared bytes, stream, arguments…) in place of <<<…>>>.
+// One kernel source for two compilers: nvcc for the device, g++ for the emulation in tests/host.
+// Host code calls launch(kernel, grid, threads, shared bytes, stream, arguments…) instead of <<<…>>>.
 #pragma once
 
 #ifdef XMODAL_HOST_EMULATION
@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-// Dynamic shared memory seen as an array of `type`; 16-byte aligned.
+// Dynamic shared memory as an array of `type`, aligned to 16 bytes.
 #define XMODAL_DYNAMIC_SHARED(type, name)                                \
   extern __shared__ __align__(16) unsigned char xmodal_dynamic_shared[]; \
   type* const name = reinterpret_cast<type*>(xmodal_dynamic_shared)
@@ -22,7 +22,7 @@ __host__ __device__ constexpr T ceil_div(T a, U b) {
   return (a + static_cast<T>(b) - 1) / static_cast<T>(b);
 }
 
-// The dynamic shared memory that a block of the current device may ask for beside `own` bytes of static.
+// The dynamic shared memory available to a block of the current device beside `own` bytes of static shared memory.
 inline std::size_t shared_limit(std::size_t own) {
 #ifdef XMODAL_HOST_EMULATION
   return (227 << 10) - own;
@@ -41,15 +41,14 @@ int launch(void (*kernel)(P...), dim3 grid, dim3 threads, std::size_t shared, cu
   return 0;
 }
 #else
-// Returns the launch's cudaError_t; where static and dynamic shared memory may exceed 48 KiB together, the kernel's
-// limit is raised first.
+// Returns the launch's cudaError_t. Raises the kernel's limit of 48 KiB first if its shared memory may exceed it.
 template <typename... P, typename... A>
 int launch(void (*kernel)(P...), dim3 grid, dim3 threads, std::size_t shared, cudaStream_t stream, A... arguments) {
   if (shared > (32u << 10)) {
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     if (error != cudaSuccess) {
-      cudaGetLastError();  // not sticky: leave no trace for the next caller
+      cudaGetLastError();  // not sticky: clear it for the next caller
       return error;
     }
   }

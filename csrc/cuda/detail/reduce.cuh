@@ -1,4 +1,4 @@
-// Sums over a block, in a fixed order so that the same input gives the same bits, and sorting by a block.
+// Sums over a block, in a fixed order so that results are reproducible to the bit, and sorting by a block.
 #pragma once
 
 #include "portable.cuh"
@@ -12,13 +12,13 @@ __device__ __forceinline__ T warp_sum(T value) {
   return value;
 }
 
-// The sum over the block, in every thread. A block of whole warps; every thread takes part.
+// The sum over the block, in every thread. All threads must call it; the block consists of whole warps.
 template <typename T>
 __device__ __forceinline__ T block_sum(T value) {
   __shared__ T partial[32];
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   value = warp_sum(value);
-  __syncthreads();  // an earlier sum may still be read
+  __syncthreads();  // other threads may still read the previous sum
   if (lane == 0) partial[warp] = value;
   __syncthreads();
   T sum = 0;
@@ -26,7 +26,7 @@ __device__ __forceinline__ T block_sum(T value) {
   return sum;
 }
 
-// x[i] = x[0] + … + x[i], in place; x is complete before, and the sums are after.
+// x[i] = x[0] + … + x[i], in place. Starts and ends with a barrier.
 __device__ inline void running_sums(int* x, int size) {
   __shared__ int totals[32];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, threads = static_cast<int>(blockDim.x);
@@ -34,7 +34,7 @@ __device__ inline void running_sums(int* x, int size) {
   __syncthreads();
   int own = 0;
   for (int i = begin; i < end; ++i) own += x[i];
-  int sum = own;  // of this lane and those before it
+  int sum = own;  // of this lane and the lanes before it
   for (int offset = 1; offset < 32; offset <<= 1) {
     const int other = __shfl_sync(~0u, sum, lane < offset ? lane : lane - offset);
     if (lane >= offset) sum += other;
@@ -47,7 +47,7 @@ __device__ inline void running_sums(int* x, int size) {
   __syncthreads();
 }
 
-// Ascending order by a bitonic network; `size` is a power of two. x is complete before, and sorted after.
+// Sorts in ascending order by a bitonic network; `size` is a power of two. Starts and ends with a barrier.
 template <typename T>
 __device__ void sort(T* x, int size) {
   __syncthreads();

@@ -1,10 +1,10 @@
-// Rows of a matrix made orthogonal by rotations in pairs (one-sided Jacobi; Hestenes 1958):
+// Rotations of pairs of rows that make all rows orthogonal (one-sided Jacobi; Hestenes 1958):
 //
 //   (a, b) ← (c a − s b, s a + c b) with a·b = 0 afterwards,    s/c the smaller root t of t² + 2 ζ t = 1,
 //   ζ = (b·b − a·a) / 2 a·b
 //
-// The limit of A under sweeps over all pairs is Σ Vᵀ of A = U Σ Vᵀ. Of two rows the longer comes first (de Rijk 1989):
-// a spectrum that falls by many orders then settles from its large end.
+// Under sweeps over all pairs, A = U Σ Vᵀ converges to Σ Vᵀ. The longer row of a pair comes first (de Rijk 1989): a
+// spectrum that falls by many orders of magnitude then converges from its large end.
 #pragma once
 
 #include "portable.cuh"
@@ -12,17 +12,17 @@
 
 namespace xmodal::cuda::detail {
 
-// Who meets in a round of a tournament among an even number of players: each meets each once in players − 1 rounds.
-struct Meeting {
+// Round-robin schedule of an even number of items: every two of them are paired exactly once in items − 1 rounds.
+struct Pairing {
   int first, second;
 };
 
-__device__ __forceinline__ Meeting meeting(int round, int pair, int players) {
-  const int others = players - 1;
+__device__ __forceinline__ Pairing round_robin(int round, int pair, int items) {
+  const int others = items - 1;
   return {pair ? (round + pair) % others : others, (round - pair + others) % others};
 }
 
-// The rotation that makes two rows of `length` numbers orthogonal, by a warp; false where they are.
+// The rotation that makes two rows orthogonal, by a warp; false if they already are.
 template <typename T>
 __device__ __forceinline__ bool rotation(const T* a, const T* b, int length, T& cosine, T& sine) {
   constexpr T epsilon = sizeof(T) == 4 ? T(1.1920929e-7) : T(2.220446049250313e-16);
@@ -50,16 +50,16 @@ __device__ __forceinline__ void rotate(T* a, T* b, int length, T cosine, T sine)
   }
 }
 
-// One sweep by a block of WARPS warps, a pair of rows a warp, over `count` rows that lie `stride` apart; the rows of v,
-// where it is not null, are rotated along. Gives how many rotations this thread took part in. Barrier at the end.
+// One sweep by a block of WARPS warps, a warp per pair, over `count` rows `stride` apart. The rows of v, unless it is
+// null, are rotated as well. Returns the number of this thread's rotations. Ends with a barrier.
 template <int WARPS, typename T>
 __device__ __forceinline__ int sweep_rows(T* rows, int count, int length, int stride, T* v = nullptr,
                                           int v_length = 0) {
-  const int warp = threadIdx.x / 32, players = count + count % 2;  // an odd one out pauses
+  const int warp = threadIdx.x / 32, items = count + count % 2;  // an odd row out pauses for a round
   int rotations = 0;
-  for (int round = 0; round + 1 < players; ++round) {
-    for (int pair = warp; pair < players / 2; pair += WARPS) {
-      const auto [first, second] = meeting(round, pair, players);
+  for (int round = 0; round + 1 < items; ++round) {
+    for (int pair = warp; pair < items / 2; pair += WARPS) {
+      const auto [first, second] = round_robin(round, pair, items);
       const int low = min(first, second), high = max(first, second);
       if (high >= count) continue;
       T cosine, sine, *a = rows + low * stride, *b = rows + high * stride;

@@ -1,8 +1,10 @@
-// Rectangles of a row-major matrix on their way to shared memory: four numbers a load, converted and centred.
+// Loads rectangles of a row-major matrix into shared memory: four elements per load, converted and centred.
+//
+// T is the working precision, float or double, here and in every file of this folder.
 #pragma once
 
 #include "portable.cuh"
-#include "xmodal/cuda.h"
+#include "xmodal/cuda/matrix.h"
 
 namespace xmodal::cuda::detail {
 
@@ -50,15 +52,15 @@ __device__ __forceinline__ double double_of(unsigned low, unsigned high) {
 #endif
 }
 
-// One element of a matrix, where speed does not matter.
+// One element of a matrix; slow, for places where that does not matter.
 template <typename T>
-__device__ __forceinline__ T read(const void* data, long long index, Kind kind) {
-  switch (kind) {
-    case Kind::f64:
+__device__ __forceinline__ T read(const void* data, long long index, DType dtype) {
+  switch (dtype) {
+    case DType::f64:
       return static_cast<T>(static_cast<const double*>(data)[index]);
-    case Kind::f16:
+    case DType::f16:
       return half_to_float(static_cast<const unsigned short*>(data)[index]);
-    case Kind::bf16:
+    case DType::bf16:
       return bfloat_to_float(static_cast<const unsigned short*>(data)[index]);
     default:
       return static_cast<const float*>(data)[index];
@@ -66,15 +68,15 @@ __device__ __forceinline__ T read(const void* data, long long index, Kind kind) 
 }
 
 template <typename T>
-__device__ __forceinline__ void write(void* data, long long index, Kind kind, T value) {
-  switch (kind) {
-    case Kind::f64:
+__device__ __forceinline__ void write(void* data, long long index, DType dtype, T value) {
+  switch (dtype) {
+    case DType::f64:
       static_cast<double*>(data)[index] = value;
       break;
-    case Kind::f16:
+    case DType::f16:
       static_cast<unsigned short*>(data)[index] = float_to_half(static_cast<float>(value));
       break;
-    case Kind::bf16:
+    case DType::bf16:
       static_cast<unsigned short*>(data)[index] = float_to_bfloat(static_cast<float>(value));
       break;
     default:
@@ -82,28 +84,28 @@ __device__ __forceinline__ void write(void* data, long long index, Kind kind, T 
   }
 }
 
-__device__ __forceinline__ void* advanced(void* data, long long elements, Kind kind) {
-  return static_cast<char*>(data) + elements * (kind == Kind::f64 ? 8 : kind == Kind::f32 ? 4 : 2);
+__device__ __forceinline__ void* advanced(void* data, long long elements, DType dtype) {
+  return static_cast<char*>(data) + elements * (dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2);
 }
 
-// The matrix of one problem of a batch, read in numbers T.
+// The matrix of one problem of a batch; its shift consists of T.
 template <typename T>
 __device__ __forceinline__ Matrix of_problem(Matrix m, int problem) {
-  m.data = advanced(const_cast<void*>(m.data), problem * m.batch, m.kind);
+  m.data = advanced(const_cast<void*>(m.data), problem * m.batch, m.dtype);
   if (m.shift) m.shift = static_cast<const T*>(m.shift) + 2LL * m.columns * problem;
   return m;
 }
 
-// Four neighbours of a row as they lie in memory; converting waits until they are used, so that loads overlap.
-// T = float reads f32, f16, bf16; T = double reads f64 as well.
+// Four adjacent elements of a row as stored. They are converted when used, so that loads overlap.
+// T = float reads f32, f16 and bf16; T = double reads f64 as well.
 template <typename T>
 struct Quad {
-  unsigned word[sizeof(T)];  // f64 takes two words a number, f32 one, f16 and bf16 half of one
+  unsigned word[sizeof(T)];  // two words per f64, one per f32, half of one per f16 or bf16
 
-  __device__ __forceinline__ void load(const void* data, long long index, Kind kind) {
-    if (kind == Kind::f32) {
+  __device__ __forceinline__ void load(const void* data, long long index, DType dtype) {
+    if (dtype == DType::f32) {
       put<0>(*reinterpret_cast<const uint4*>(static_cast<const float*>(data) + index));
-    } else if (kind == Kind::f64) {
+    } else if (dtype == DType::f64) {
       if constexpr (sizeof(T) == 8) {
         const auto* from = reinterpret_cast<const uint4*>(static_cast<const double*>(data) + index);
         const uint4 low = from[0], high = from[1];
@@ -119,10 +121,10 @@ struct Quad {
 #pragma unroll
     for (unsigned& w : word) w = 0;
   }
-  __device__ __forceinline__ void load_one(int i, const void* data, long long index, Kind kind) {
-    if (kind == Kind::f32) {
+  __device__ __forceinline__ void load_one(int i, const void* data, long long index, DType dtype) {
+    if (dtype == DType::f32) {
       word[i] = static_cast<const unsigned*>(data)[index];
-    } else if (kind == Kind::f64) {
+    } else if (dtype == DType::f64) {
       if constexpr (sizeof(T) == 8) {
         const uint2 v = static_cast<const uint2*>(data)[index];
         word[2 * i] = v.x, word[2 * i + 1] = v.y;
@@ -131,12 +133,12 @@ struct Quad {
       word[i / 2] |= static_cast<unsigned>(static_cast<const unsigned short*>(data)[index]) << 16 * (i % 2);
     }
   }
-  __device__ __forceinline__ T get(int i, Kind kind) const {
-    if (kind == Kind::f32) return __uint_as_float(word[i]);
+  __device__ __forceinline__ T get(int i, DType dtype) const {
+    if (dtype == DType::f32) return __uint_as_float(word[i]);
     if constexpr (sizeof(T) == 8)
-      if (kind == Kind::f64) return double_of(word[2 * i], word[2 * i + 1]);
+      if (dtype == DType::f64) return double_of(word[2 * i], word[2 * i + 1]);
     const unsigned bits = word[i / 2] >> 16 * (i % 2) & 0xffffu;
-    return kind == Kind::f16 ? half_to_float(bits) : bfloat_to_float(bits);
+    return dtype == DType::f16 ? half_to_float(bits) : bfloat_to_float(bits);
   }
 
  private:
@@ -146,22 +148,22 @@ struct Quad {
   }
 };
 
-// Four numbers that go to shared memory in one or two stores.
+// Four numbers that are stored to shared memory in one or two instructions.
 template <typename T>
 struct alignas(16) Four {
   T value[4];
 };
 
-// Whether every quad of a matrix may be loaded at once: rows start at multiples of four numbers, in every problem.
+// Whether every quad of a matrix may be loaded at once: all rows of all problems are aligned to four elements.
 inline bool vector_loads(const Matrix& matrix) {
   const auto address = reinterpret_cast<std::uintptr_t>(matrix.data);
-  const int align = matrix.kind == Kind::f16 || matrix.kind == Kind::bf16 ? 8 : 16;
+  const int align = matrix.dtype == DType::f16 || matrix.dtype == DType::bf16 ? 8 : 16;
   return address % align == 0 && matrix.stride % 4 == 0 && matrix.batch % 4 == 0;
 }
 
-// A ROWS×COLUMNS rectangle of a matrix, fetched into the registers of THREADS threads and put into shared
-// memory with rows LD apart. What lies outside the matrix is 0, after centring too. A Matrix comes by value: read
-// once from the kernel's parameters, not once for every element.
+// A ROWS×COLUMNS rectangle of a matrix: fetched into the registers of THREADS threads, then put into shared memory with
+// rows LD apart. Elements outside the matrix are 0, also after centring. The Matrix is passed by value: it is then read
+// once from the kernel's parameters, not once per element.
 template <typename T, int ROWS, int COLUMNS, int LD, int THREADS>
 class Rectangle {
   static constexpr int across = COLUMNS / 4, each = ROWS * across / THREADS;
@@ -176,13 +178,13 @@ class Rectangle {
       const int row = row0 + (static_cast<int>(threadIdx.x) + q * THREADS) / across;
       const long long index = row * m.stride + column;
       if (row < m.rows && whole) {
-        quad_[q].load(m.data, index, m.kind);
+        quad_[q].load(m.data, index, m.dtype);
       } else {
         quad_[q].clear();
         if (row < m.rows)
 #pragma unroll
           for (int i = 0; i < 4; ++i)
-            if (column + i < m.columns) quad_[q].load_one(i, m.data, index + i, m.kind);
+            if (column + i < m.columns) quad_[q].load_one(i, m.data, index + i, m.dtype);
       }
     }
     if (m.shift) {
@@ -205,7 +207,7 @@ class Rectangle {
       Four<T> four;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        T x = quad_[q].get(i, m.kind);
+        T x = quad_[q].get(i, m.dtype);
         if (m.shift) x = inside && column + i < m.columns ? (x - high_[i]) - low_[i] : T(0);
         four.value[i] = x;
       }
@@ -215,7 +217,7 @@ class Rectangle {
 
  private:
   Quad<T> quad_[each];
-  T high_[4], low_[4];  // the columns' means
+  T high_[4], low_[4];  // the shifts of the thread's columns
 };
 
 }  // namespace xmodal::cuda::detail

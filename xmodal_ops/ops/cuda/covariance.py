@@ -12,9 +12,13 @@ from .iterations import lyapunov, symmetric_roots
 
 
 def moments(
-    x: Tensor, y: Tensor | None, rx: float, ry: float, dtype: torch.dtype
+    x: Tensor,  # (m, dx) or (B, m, dx)
+    y: Tensor | None,  # (m, dy) or (B, m, dy)
+    rx: float,
+    ry: float,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, list[Tensor]]:
-    """Sxx + rx I, Sxy, Syy + ry I in dtype, and the shifts of the views: three launches, four where depth is split."""
+    """Sxx + rx I, Sxy, Syy + ry I in `dtype`, and the views' shifts: three launches, four if the depth is split."""
     batch, dx, scale = x.shape[:-2], x.shape[-1], 1.0 / (x.shape[-2] - 1)
     views = [x] if y is None else [x, y]
     shifts = column_means(*views, dtype=dtype)
@@ -67,11 +71,13 @@ def covariance_backward(
     return gx, gy
 
 
-def factor(s: Tensor) -> Tensor:
-    """L with L Lᵀ = s, in fp64 where the chip has it.
+def factor(
+    s: Tensor,  # (d, d), symmetric
+) -> Tensor:
+    """L with L Lᵀ = s, in fp64 if the GPU is fast at it.
 
-    Where s is not positive definite, s + 2 d ε max(diagonal) I takes its place, chosen on the device; where that is
-    not either (rounding aside, only with non-finite or all-zero s), the result is NaN.
+    If s is not positive definite, s + 2 d ε max(diagonal) I takes its place, chosen on the device. If that is not
+    positive definite either (rounding aside, this needs a non-finite or all-zero s), the result is NaN.
     """
     wide = s.double() if fast_double(s) else s
     lower, failed = torch.linalg.cholesky_ex(wide)
@@ -80,15 +86,17 @@ def factor(s: Tensor) -> Tensor:
     return torch.where(failed == 0, lower, torch.where(spare_failed == 0, spare, torch.nan)).contiguous()
 
 
-def inverse_factor(s: Tensor) -> Tensor:
-    """L⁻¹ with L from `factor`."""
+def inverse_factor(
+    s: Tensor,  # (d, d), symmetric
+) -> Tensor:
+    """L⁻¹ for the L of `factor`."""
     lower = factor(s)
     eye = torch.eye(s.shape[0], dtype=lower.dtype, device=s.device)
     return torch.linalg.solve_triangular(lower, eye, upper=False).to(s.dtype).contiguous()
 
 
 def _whitening_type(x: Tensor, zca: bool) -> torch.dtype:
-    """ZCA is in fp64 throughout: nothing may wait to see whether fp32 carries this covariance's inverse root."""
+    """fp64 for ZCA: nothing may wait to see whether fp32 can represent this covariance's inverse root."""
     return torch.float64 if zca else accumulation_dtype(x.dtype)
 
 

@@ -1,4 +1,8 @@
-"""How the ops reach the CUDA kernels: addresses and workspace come from torch, nothing here waits for the device."""
+"""How the ops reach the CUDA kernels: devices, matrices, products and column means.
+
+The other files in this folder compose the ops from these functions. Addresses, workspace and streams come from torch,
+launch geometry is chosen here, and the native module only launches. Nothing in this folder waits for the device.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,18 @@ import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from ... import _C
 
-# The module whose kernels are called; tests/host puts the emulated one here, and calls with CPU tensors.
-native: Any = _C
+# The kernels. tests/host replaces them by emulated ones, which take CPU tensors.
+native: type[_C.cuda] = getattr(_C, "cuda", cast(Any, None))
 
-KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
-LAYOUTS = {"nn": 0, "tn": 1, "nt": 2}
-SLICE = 16  # depth of what a product holds in shared memory
-PARTIALS_LIMIT = 64 << 20  # bytes of workspace that a product may take
+DTYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.float64: "f64"}
+PARTIALS_LIMIT = 64 << 20  # bytes of workspace for the splits of products
 OLDEST = (8, 0)  # compute capability
 
 Layout = Literal["nn", "tn", "nt"]
@@ -27,13 +29,13 @@ Layout = Literal["nn", "tn", "nt"]
 
 @functools.lru_cache(maxsize=1)
 def unavailable() -> str:
-    """Why no kernel can run in this process, or "". Asks the driver, so never at import."""
+    """Why no kernel can run in this process, or "". Asks the driver, hence must not be called at import."""
     return str(_C.cuda_unavailable())
 
 
 @functools.cache
 def refusal(device: int) -> str:
-    """Why this device cannot run the kernels, or ""; said once, as a warning."""
+    """Why this device cannot run the kernels, or "". Warns once."""
     reason = unavailable()
     capability = torch.cuda.get_device_capability(device)
     if not reason and capability < OLDEST:
@@ -44,14 +46,17 @@ def refusal(device: int) -> str:
 
 
 def with_fallback(kernels: Callable[..., Any], portable: Callable[..., Any]) -> Callable[..., Any]:
-    """An op's CUDA implementation: its kernels on the first tensor's device, or the portable path where none run."""
+    """An op's CUDA implementation: its kernels, or the portable path on devices that cannot run them.
+
+    The device is that of the first tensor.
+    """
 
     @functools.wraps(kernels)
     def implementation(first: Tensor, *rest: Any) -> Any:
         if refusal(first.device.index):
             return portable(first, *rest)
         with torch.cuda.device(first.device):
-            native.cuda_set_device(first.device.index)
+            native.set_device(first.device.index)
             return kernels(first, *rest)
 
     return implementation
@@ -68,7 +73,7 @@ def _processors(device: int) -> int:
 
 
 def processors(x: Tensor) -> int:
-    """Multiprocessors of the tensor's device; a small GPU's worth for the emulation."""
+    """Multiprocessors of the tensor's device; those of a small GPU for the emulation."""
     return _processors(x.device.index) if x.is_cuda else 4
 
 
@@ -78,93 +83,156 @@ def _fast_double(device: int) -> bool:
 
 
 def fast_double(x: Tensor) -> bool:
-    """Whether fp64 runs at about half of fp32's rate (data centre chips), and not at 1/32 or less."""
+    """Whether fp64 runs at about half the rate of fp32 (data centre GPUs) rather than at 1/32 or less."""
     return _fast_double(x.device.index) if x.is_cuda else True
 
 
-def rows(x: Tensor) -> Tensor:
-    """x with the numbers of a row next to each other, rows any distance apart: as the kernels read matrices."""
+def rows(
+    x: Tensor,  # (..., m, d)
+) -> Tensor:
+    """x as the kernels read matrices: the elements of a row are adjacent, rows any distance apart."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def problems_of(x: Tensor) -> int:
-    """How many problems a tensor (m, d) or (B, m, d) belongs to."""
+def problems_of(
+    x: Tensor,  # (m, d) or (B, m, d)
+) -> int:
+    """The number of problems: B, or 1."""
     return x.shape[0] if x.ndim == 3 else 1
 
 
-def matrix(x: Tensor, shift: Tensor | None = None) -> Any:
-    """What the kernels call a Matrix; shift (2, d) holds the column means, as `column_means` gives them.
+def address(x: Tensor | None) -> int:
+    """The address of a tensor's data, 0 for None."""
+    return 0 if x is None else x.data_ptr()
 
-    Of a batch (B, m, d), shift (B, 2, d), it is the first problem's.
-    """
-    at = shift.data_ptr() if shift is not None else 0
-    assert x.stride(-1) == 1 or x.shape[-1] == 1, "a matrix of the kernels is stored by rows"
-    batch = x.stride(0) if x.ndim == 3 else 0
-    return native.Matrix(x.data_ptr(), x.stride(-2), x.shape[-2], x.shape[-1], KINDS[x.dtype], at, batch)
+
+def native_dtype(dtype: torch.dtype) -> _C.cuda.DType:
+    """The kernels' name of a dtype."""
+    member: _C.cuda.DType = getattr(native.DType, DTYPES[dtype])
+    return member
+
+
+def matrix(
+    x: Tensor,  # (m, d), or (B, m, d) for a batch
+    shift: Tensor | None = None,  # (2, d) or (B, 2, d), from `column_means`
+) -> _C.cuda.Matrix:
+    """The kernels' description of a matrix, which they read as x - shift."""
+    assert x.stride(-1) == 1 or x.shape[-1] == 1, "kernels read matrices stored by rows"
+    return native.Matrix(
+        data=x.data_ptr(),
+        stride=x.stride(-2),
+        rows=x.shape[-2],
+        columns=x.shape[-1],
+        dtype=native_dtype(x.dtype),
+        shift=address(shift),
+        batch=x.stride(0) if x.ndim == 3 else 0,
+    )
 
 
 @dataclass(frozen=True)
 class Term:
-    """One product a·b of a sum, and the shifts that are taken from the columns of the stored matrices."""
+    """One product a·b of a sum. Matrices are given as stored; their shifts are subtracted from their columns."""
 
-    a: Tensor
-    b: Tensor
-    a_shift: Tensor | None = None
-    b_shift: Tensor | None = None
+    a: Tensor  # (rows, depth), or (depth, rows) in the layout tn
+    b: Tensor  # (depth, columns), or (columns, depth) in the layout nt
+    a_shift: Tensor | None = None  # (2, columns of a)
+    b_shift: Tensor | None = None  # (2, columns of b)
 
 
 @dataclass(frozen=True)
 class Product:
-    """out = alpha · Σ a·b + beta · add + gamma · I; of a symmetric result only one triangle is computed.
+    """out = alpha · Σ a·b + beta · add + gamma · I.
 
-    Of a batch, all but `add` have a first dimension more, and out has no gaps.
+    In a batch every tensor except `add` has a first dimension B more, and `out` has no gaps.
     """
 
-    terms: tuple[Term, ...]
-    out: Tensor
-    symmetric: bool = False
+    terms: tuple[Term, ...]  # one or two
+    out: Tensor  # (rows, columns)
+    symmetric: bool = False  # compute one triangle only and mirror it
     alpha: float = 1.0
     beta: float = 0.0
     gamma: float = 0.0
-    add: Tensor | None = None
+    add: Tensor | None = None  # (rows, columns), or (columns,) for every row
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.out.shape[-2], self.out.shape[-1]
+
+    def to_native(self) -> _C.cuda.Product:
+        terms = [native.Term(a=matrix(t.a, t.a_shift), b=matrix(t.b, t.b_shift)) for t in self.terms]
+        product = native.Product(
+            first=terms[0],
+            rows=self.shape[0],
+            columns=self.shape[1],
+            symmetric=self.symmetric,
+            alpha=self.alpha,
+            beta=self.beta,
+            gamma=self.gamma,
+            add=address(self.add),
+            add_stride=self.add.stride(0) if self.add is not None and self.add.ndim == 2 else 0,
+            out=self.out.data_ptr(),
+            out_stride=self.out.stride(-2),
+            out_dtype=native_dtype(self.out.dtype),
+        )
+        if len(terms) > 1:
+            product.second = terms[1]
+        return product
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """The state of an iteration that ends on the device: see `Plan` in csrc/include/xmodal/cuda.h."""
+    """The state of an iteration that ends on the device; see iterations.py."""
 
-    active: Tensor  # int32 (1,)
-    previous: Tensor | None = None
-    change: Tensor | None = None  # float64 (2 · tiles,)
+    active: Tensor  # (1,) int32
+    previous: Tensor | None = None  # of the result's shape and strides
+    change: Tensor | None = None  # (tiles, 2) fp64
+
+    def to_native(self) -> _C.cuda.Iteration:
+        return native.Iteration(
+            active=self.active.data_ptr(), previous=address(self.previous), change=address(self.change)
+        )
 
 
 def count_tiles(shape: tuple[int, int], symmetric: bool, tile: int) -> int:
-    down, across = -(-shape[0] // tile), -(-shape[1] // tile)
-    return down * (down + 1) // 2 if symmetric else down * across
+    """The number of tiles of a result; half of them, about, if it is symmetric."""
+    return native.product_tiles(*shape, symmetric, tile)
 
 
 def choose_tile(shapes: Sequence[tuple[tuple[int, int], bool]], wide: bool, processors: int) -> int:
-    """Tiles of 128 where they keep every multiprocessor busy, else of 64."""
+    """The edge of the tiles: 128 if that many tiles keep every multiprocessor busy, otherwise 64.
+
+    Args:
+        shapes: of the results of a launch, (shape, symmetric).
+        wide: fp64, which has tiles of 64 only.
+        processors: the number of multiprocessors.
+    """
     large = sum(count_tiles(shape, symmetric, 128) for shape, symmetric in shapes)
     return 64 if wide or large < processors else 128
 
 
 def choose_splits(tiles: int, tile: int, depth: int, wide: bool, processors: int) -> int:
-    """How many blocks share the depth of a tile, so that there are two for every multiprocessor."""
+    """The number of blocks that share the depth of a tile: enough for two blocks per multiprocessor."""
     wanted = -(-2 * processors // tiles)
-    useful = depth // (8 * SLICE)
+    useful = depth // (8 * native.SLICE)
     affordable = PARTIALS_LIMIT // (tiles * tile * tile * (8 if wide else 4))
     return max(1, min(wanted, useful, affordable))
 
 
-# A product computes in fp64 where one of its matrices or shifts is fp64, in fp32 otherwise.
 def products(
     layout: Layout, *list_: Product, may_split: bool = True, iteration: Iteration | None = None, tile: int = 0
 ) -> None:
-    """Runs up to three products of one layout in one launch: nn is a·b, tn is aᵀ·b, nt is a·bᵀ of stored matrices."""
+    """Runs up to three products in one launch, in fp64 if a matrix or shift of the first term is fp64, else in fp32.
+
+    Args:
+        layout: which factors are stored transposed: nn is a·b, tn is aᵀ·b, nt is a·bᵀ of the stored matrices.
+        list_: the products.
+        may_split: whether several blocks may share the depth of a tile, for another launch.
+        iteration: the iteration that the product is a step of.
+        tile: the edge of the tiles; 0 chooses one.
+    """
     first = list_[0].terms[0]
     wide = any(f is not None and f.dtype == torch.float64 for f in (first.a, first.b, first.a_shift, first.b_shift))
-    shapes = [(_shape(p), p.symmetric) for p in list_]
+    shapes = [(p.shape, p.symmetric) for p in list_]
     problems = problems_of(first.a)
     tile = tile or choose_tile(shapes, wide, -(-processors(first.a) // problems))
     tiles = problems * sum(count_tiles(shape, symmetric, tile) for shape, symmetric in shapes)
@@ -172,74 +240,53 @@ def products(
     splits = choose_splits(tiles, tile, depth, wide, processors(first.a)) if may_split and iteration is None else 1
     dtype = torch.float64 if wide else torch.float32
     partials = first.a.new_empty(splits * tiles * tile * tile if splits > 1 else 0, dtype=dtype)
-    previous = iteration.previous if iteration else None
-    change = iteration.change if iteration else None
-    native.cuda_products(
-        [_native(p) for p in list_],
-        problems,
-        wide,
-        LAYOUTS[layout],
-        tile,
-        splits,
-        address(partials),
-        address(iteration.active if iteration else None),
-        address(previous),
-        address(change),
-        stream(first.a),
+    plan = native.Plan(
+        problems=problems,
+        wide=wide,
+        layout=getattr(native.ProductLayout, layout),
+        tile=tile,
+        splits=splits,
+        partials=partials.data_ptr(),
     )
+    if iteration is not None:
+        plan.iteration = iteration.to_native()
+    native.products([p.to_native() for p in list_], plan, stream(first.a))
 
 
-def _shape(p: Product) -> tuple[int, int]:
-    return p.out.shape[-2], p.out.shape[-1]
-
-
-def address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
-def _native(p: Product) -> Any:
-    add_stride = p.add.stride(0) if p.add is not None and p.add.ndim == 2 else 0  # a vector is added to every row
-    return native.Product(
-        [matrix(t.a, t.a_shift) for t in p.terms],
-        [matrix(t.b, t.b_shift) for t in p.terms],
-        *_shape(p),
-        p.symmetric,
-        p.alpha,
-        p.beta,
-        p.gamma,
-        address(p.add),
-        add_stride,
-        p.out.data_ptr(),
-        p.out.stride(-2),
-        KINDS[p.out.dtype],
-    )
-
-
-def product(layout: Layout, a: Tensor, b: Tensor, *, symmetric: bool = False, alpha: float = 1.0) -> Tensor:
-    """alpha · a·b of matrices computed with."""
+def product(
+    layout: Layout,
+    a: Tensor,  # as in `Term`
+    b: Tensor,
+    *,
+    symmetric: bool = False,
+    alpha: float = 1.0,
+) -> Tensor:
+    """`alpha * (a @ b)` for matrices that are already in the working precision."""
     shape = a.shape[1 if layout == "tn" else 0], b.shape[0 if layout == "nt" else 1]
     out = a.new_empty(shape)
     products(layout, Product((Term(a, b),), out, symmetric, alpha))
     return out
 
 
-def column_means(*views: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Of each view (m, d) its column means as two rows (2, d) of dtype, whose sum has twice the precision.
-
-    Of views (B, m, d), (B, 2, d).
-    """
+def column_means(
+    *views: Tensor,  # one or two of (m, d), or of (B, m, d)
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """The column means of each view as a shift: (2, d) or (B, 2, d), two numbers whose sum has twice the precision."""
     m, columns, problems = views[0].shape[-2], sum(v.shape[-1] for v in views), problems_of(views[0])
-    blocks = problems * sum(-(-v.shape[-1] // 128) for v in views)
+    blocks = problems * sum(-(-v.shape[-1] // native.MEANS_COLUMNS) for v in views)
     splits = max(1, min(4 * processors(views[0]) // blocks, m // 32))
     partials = views[0].new_empty(problems * splits * columns, dtype=torch.float64)
     shifts = [v.new_empty((*v.shape[:-2], 2, v.shape[-1]), dtype=dtype) for v in views]
-    native.cuda_column_means(
-        [matrix(v) for v in views],
-        problems,
-        dtype == torch.float64,
-        splits,
-        partials.data_ptr(),
-        [s.data_ptr() for s in shifts],
-        stream(views[0]),
+    means = native.ColumnMeans(
+        x=matrix(views[0]),
+        x_shift=shifts[0].data_ptr(),
+        problems=problems,
+        wide=dtype == torch.float64,
+        splits=splits,
+        partials=partials.data_ptr(),
     )
+    if len(views) > 1:
+        means.y, means.y_shift = matrix(views[1]), shifts[1].data_ptr()
+    native.column_means(means, stream(views[0]))
     return shifts

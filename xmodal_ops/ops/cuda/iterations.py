@@ -1,5 +1,14 @@
-"""Polar factors, symmetric roots and Lyapunov equations by products alone, singular pairs by rotations: iterations
-that end on the device."""
+"""Iterations made of products and rotations, which end on the device.
+
+The number of steps that an iteration needs depends on its data, which only the device knows. Reading it back would make
+the host wait, and CUDA graphs could not capture it. So the host enqueues every step up to a fixed maximum, and an int32
+flag in device memory, `active`, decides what a step does: the last product of a step writes how much its result has
+changed, a small kernel clears the flag once the change is below the tolerance, and every later product reads the flag
+and only copies the previous result, or returns at once. The two buffers that steps alternate between thus hold the same
+result at the end, whichever step was the last to compute. Converged steps cost their launches, no arithmetic.
+
+Polar factors, symmetric roots and Lyapunov equations consist of products alone; singular pairs of rotations.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +18,20 @@ from torch import Tensor
 from . import driver
 from .driver import Iteration, Product, Term, count_tiles, product, products, stream
 
-POLAR_EXPRESS_STEPS = 8
 ROOT_STEPS = 16  # of `roots`: correlations down to 1e-6
-SWEEPS = 20  # over all pairs of rows; some ten are needed
+SWEEPS = 20  # over all pairs of rows, at most; about ten are needed
 ROTATION_WIDTH = 16  # rows of a group
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # the iterations are cubic: the error is far below the change
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # convergence is cubic: the error is far below the last change
 
 
-class _Flag:
-    """Device memory that says whether an iteration goes on, and what the change of its result is measured in.
+class Convergence:
+    """The flag of an iteration and the change that it is decided by; runs the products of the iteration's steps."""
 
-    Always as many launches: those after the iteration has come to rest find so on the device, and only copy.
-    """
-
-    def __init__(self, result: Tensor, symmetric: bool) -> None:
+    def __init__(
+        self,
+        result: Tensor,  # (rows, columns), of the results' shape and dtype
+        symmetric: bool,
+    ) -> None:
         shape, wide = (result.shape[0], result.shape[1]), result.dtype == torch.float64
         self.tile = driver.choose_tile([(shape, symmetric)], wide, driver.processors(result))
         self.tiles = count_tiles(shape, symmetric, self.tile)
@@ -30,47 +39,62 @@ class _Flag:
         self.change = torch.empty(2 * self.tiles, dtype=torch.float64, device=result.device)
         self.tolerance = TOLERANCE[result.dtype]
 
-    def step(self, layout: driver.Layout, product: Product, previous: Tensor | None = None) -> None:
-        """One product of a step; where the iteration has ended, out becomes `previous` or stays as it is."""
+    def run(
+        self,
+        layout: driver.Layout,
+        product: Product,
+        previous: Tensor | None = None,  # (rows, columns)
+    ) -> None:
+        """Runs a product of a step. Once converged, its `out` becomes `previous`, or is left as it is without one."""
         products(layout, product, may_split=False, iteration=Iteration(self.active, previous))
 
-    def judged_step(self, layout: driver.Layout, product: Product, previous: Tensor) -> None:
-        """The step's result: the iteration ends where it hardly differs from the previous one."""
-        watch = Iteration(self.active, previous, self.change)
-        products(layout, product, may_split=False, iteration=watch, tile=self.tile)
-        driver.native.cuda_settle(
-            self.change.data_ptr(), self.tiles, self.tolerance, self.active.data_ptr(), stream(previous)
-        )
+    def run_and_test(
+        self,
+        layout: driver.Layout,
+        product: Product,
+        previous: Tensor,  # (rows, columns)
+    ) -> None:
+        """Runs the last product of a step, and ends the iteration if its result hardly differs from `previous`."""
+        iteration = Iteration(self.active, previous, self.change)
+        products(layout, product, may_split=False, iteration=iteration, tile=self.tile)
+        driver.native.test_convergence(iteration.to_native(), self.tiles, self.tolerance, stream(previous))
 
 
-def polar(t: Tensor) -> Tensor:
-    """The polar factor UVᵀ of t = UΣVᵀ, ‖t‖ ≤ 1, by products alone; singular values that are 0 stay 0."""
+def polar(
+    t: Tensor,  # (p, q), ‖t‖ ≤ 1
+) -> Tensor:
+    """The polar factor UVᵀ of t = UΣVᵀ by products alone; singular values that are 0 stay 0."""
     p, q = t.shape
     tall, side = p >= q, min(p, q)
-    norm = torch.linalg.vector_norm(t)  # ‖t‖ ≤ min(1, ‖t‖_F): where t is small all over, start from t/‖t‖_F
+    norm = torch.linalg.vector_norm(t)  # ‖t‖ ≤ min(1, ‖t‖_F): if all of t is small, start from t/‖t‖_F
     now = t / torch.where(norm > 0, norm, 1.0).clamp_max(1.0)
     following = torch.empty_like(t)
     gram, step = t.new_empty((side, side)), t.new_empty((side, side))
-    flag = _Flag(t, False)
+    convergence = Convergence(t, False)
     for i, (a, b, c) in enumerate(driver.native.polar_steps(t.dtype == torch.float64)):
-        flag.step("tn" if tall else "nt", Product((Term(now, now),), gram, True))
-        flag.step("nn", Product((Term(gram, gram),), step, True, c, b, a, gram))
+        convergence.run("tn" if tall else "nt", Product((Term(now, now),), gram, True))
+        convergence.run("nn", Product((Term(gram, gram),), step, True, c, b, a, gram))
         result = Product((Term(now, step) if tall else Term(step, now),), following)
-        (flag.judged_step if i >= POLAR_EXPRESS_STEPS else flag.step)("nn", result, now)
+        finish = convergence.run_and_test if i >= driver.native.POLAR_EXPRESS_STEPS else convergence.run
+        finish("nn", result, now)
         now, following = following, now
     return now
 
 
-def bound(t: Tensor) -> Tensor:
+def bound(
+    t: Tensor,  # (p, q)
+) -> Tensor:
     """√(‖t‖₁ ‖t‖_∞) ≥ ‖t‖."""
     return (t.abs().sum(0).amax() * t.abs().sum(1).amax()).sqrt()
 
 
-def symmetric_roots(lower: Tensor) -> tuple[Tensor, Tensor]:
-    """S^½ = L Qᵀ and its inverse Q L⁻¹ for S = L Lᵀ, Q the polar factor of L; symmetric to the bit.
+def symmetric_roots(
+    lower: Tensor,  # (d, d), triangular
+) -> tuple[Tensor, Tensor]:
+    """S^½ = L Qᵀ and its inverse Q L⁻¹ for S = L Lᵀ, with Q the polar factor of L; symmetric to the bit.
 
-    Q takes the square root of S's condition number: as accurate as eigenvectors, and as the coupled iteration for
-    S^½ and S^−½, of which it is the factored form.
+    The iteration for Q sees the square root of S's condition number. The result is as accurate as one from eigenvectors
+    or from the coupled iteration for S^½ and S^−½, of which this is the factored form.
     """
     q = polar(lower / bound(lower))
     eye = torch.eye(lower.shape[0], dtype=lower.dtype, device=lower.device)
@@ -78,8 +102,10 @@ def symmetric_roots(lower: Tensor) -> tuple[Tensor, Tensor]:
     return product("nt", lower, q, symmetric=True), product("nn", q, inverse, symmetric=True)
 
 
-def roots(n: Tensor) -> tuple[Tensor, Tensor]:
-    """N^½ and N^−½ of a matrix with real eigenvalues in [0, 1], by products; of 0 the latter is large, not infinite."""
+def roots(
+    n: Tensor,  # (m, m), with real eigenvalues in [0, 1]
+) -> tuple[Tensor, Tensor]:
+    """N^½ and N^−½ by products. For an eigenvalue 0 the latter is large, not infinite."""
     root, inverse = n, torch.eye(n.shape[0], dtype=n.dtype, device=n.device)
     for a, b, c in driver.native.polar_steps(True)[:ROOT_STEPS]:
         square = inverse @ root
@@ -89,8 +115,11 @@ def roots(n: Tensor) -> tuple[Tensor, Tensor]:
     return root, inverse
 
 
-def lyapunov(r: Tensor, right: Tensor) -> Tensor:
-    """E with R E + E R = 2 C, R (r) symmetric and positive definite, C (right) symmetric.
+def lyapunov(
+    r: Tensor,  # (d, d), symmetric and positive definite
+    right: Tensor,  # (d, d), symmetric: C below
+) -> Tensor:
+    """E with R E + E R = 2 C.
 
     sign [[R, C], [0, −R]] = [[I, E], [0, −I]] (Roberts 1980), by the odd polynomials of `polar` on the block matrix
     [[Y, E], [0, −Y]]: Y ← Y (a I + b Y² + c Y⁴), and E as follows from it, arranged so that all of it is symmetric.
@@ -99,29 +128,36 @@ def lyapunov(r: Tensor, right: Tensor) -> Tensor:
     y, e = r / scale, right / scale
     next_y, next_e = torch.empty_like(y), torch.empty_like(e)
     square, step, left, mixed, both = (torch.empty_like(y) for _ in range(5))
-    flag = _Flag(e, True)
+    convergence = Convergence(e, True)
+    run = convergence.run
     for i, (a, b, c) in enumerate(driver.native.polar_steps(True)):
-        flag.step("nn", Product((Term(y, y),), square, True))
-        flag.step("nn", Product((Term(square, square),), step, True, c, b, a, square))
-        flag.step("nn", Product((Term(square, e),), left))
-        flag.step("nn", Product((Term(y, e),), mixed))
-        flag.step("nn", Product((Term(mixed, y),), both, True))
+        run("nn", Product((Term(y, y),), square, True))
+        run("nn", Product((Term(square, square),), step, True, c, b, a, square))
+        run("nn", Product((Term(square, e),), left))
+        run("nn", Product((Term(y, e),), mixed))
+        run("nn", Product((Term(mixed, y),), both, True))
         inner = b * e - c * both + c * left + (0.5 * c) * left.mT
         terms = Term(square, inner), Term(inner.mT.contiguous(), square)
         result = Product(terms, next_e, True, beta=1.0, add=a * e - b * both)
-        flag.step("nn", Product((Term(y, step),), next_y, True), y)
-        (flag.judged_step if i >= POLAR_EXPRESS_STEPS else flag.step)("nn", result, e)
+        run("nn", Product((Term(y, step),), next_y, True), y)
+        (convergence.run_and_test if i >= driver.native.POLAR_EXPRESS_STEPS else run)("nn", result, e)
         y, next_y, e, next_e = next_y, y, next_e, e
     return e
 
 
-def rotates(x: Tensor, y: Tensor) -> bool:
-    """Whether `singular_pairs` can serve views of these sizes: two rows have to fit into a block's shared memory."""
-    return bool(driver.native.cuda_rotation_width(max(x.shape[1], y.shape[1])) > 0)
+def rotates(
+    x: Tensor,  # (..., m, dx)
+    y: Tensor,  # (..., m, dy)
+) -> bool:
+    """Whether `singular_pairs` can serve views of these sizes: two rows must fit into a block's shared memory."""
+    return driver.native.rotation_width(max(x.shape[1], y.shape[1])) > 0
 
 
-def singular_pairs(t: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """σ of t = U Σ Vᵀ (fp64), descending, and the leading k columns of U and of V; columns are 0 where σ is.
+def singular_pairs(
+    t: Tensor,  # (p, q) fp64
+    k: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All σ of t = U Σ Vᵀ, descending, and the leading k columns of U and of V, which are 0 if σ is.
 
     One-sided Jacobi on the shorter side: rows become σᵢ vᵢᵀ, and uᵢ = t vᵢ / σᵢ.
     """
@@ -130,9 +166,16 @@ def singular_pairs(t: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         return sigma, u, v
     rows = t.clone(memory_format=torch.contiguous_format)
     count, length = t.shape
-    width = min(driver.native.cuda_rotation_width(length), ROTATION_WIDTH, -(-count // 2))
     rotated = torch.zeros(SWEEPS, dtype=torch.int32, device=t.device)
-    driver.native.cuda_orthogonalise_rows(rows.data_ptr(), count, length, width, SWEEPS, rotated.data_ptr(), stream(t))
+    rotations = driver.native.RowRotations(
+        rows=rows.data_ptr(),
+        count=count,
+        length=length,
+        width=min(driver.native.rotation_width(length), ROTATION_WIDTH, -(-count // 2)),
+        sweeps=SWEEPS,
+        rotated=rotated.data_ptr(),
+    )
+    driver.native.orthogonalise_rows(rotations, stream(t))
     sigma, order = torch.linalg.vector_norm(rows, dim=1).sort(descending=True)
     leading = sigma[:k]
     inverse = torch.where(leading > 1e-14 * sigma[0], 1.0 / leading, 0.0)

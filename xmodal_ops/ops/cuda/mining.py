@@ -1,8 +1,9 @@
-"""Triplet mining by the CUDA kernels, and what they share with those of the losses."""
+"""Triplet mining by the CUDA kernels."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,88 +13,98 @@ from .._library import implement
 from ..portable.mining import TripletMining
 from ..types import LabelledSets
 from . import driver
-from .driver import address, choose_tile, column_means, matrix, processors, rows, stream
+from .driver import address, column_means, rows
+from .pairs import CudaPairs
 
 
-class LabelledPairs:
-    """Two sets of rows and their labels as the kernels take them; holds the tensors that they point to."""
+class Search(NamedTuple):
+    """Which reference of an anchor to find."""
 
-    def __init__(
-        self,
-        anchor: Tensor,
-        ref: Tensor,
-        anchor_labels: Tensor,
-        ref_labels: Tensor,
-        exclude_diagonal: bool,
-        shift: Tensor,
-    ) -> None:
-        self.anchor, self.ref, self.shift = anchor, ref, shift
-        self.dtype = shift.dtype
-        self.wide = self.dtype == torch.float64
-        self.stream = stream(anchor)
-        self.labels = anchor_labels.contiguous(), ref_labels.contiguous()
-        self.anchor_norms, self.ref_norms = (x.new_empty(x.shape[0], dtype=self.dtype) for x in (anchor, ref))
-        views = matrix(anchor, shift), matrix(ref, shift)
-        for view, norms in zip(views, (self.anchor_norms, self.ref_norms)):
-            driver.native.cuda_squared_norms(view, self.wide, norms.data_ptr(), self.stream)
-        self.native = driver.native.LabelledPairs(
-            *views,
-            self.anchor_norms.data_ptr(),
-            self.ref_norms.data_ptr(),
-            *(labels.data_ptr() for labels in self.labels),
-            0 if anchor_labels.ndim == 1 else anchor_labels.shape[1],
-            exclude_diagonal,
-        )
+    positive: bool  # among the positives, otherwise among the negatives
+    farthest: bool  # otherwise the nearest
+
+
+@dataclass(frozen=True)
+class Found:
+    """The references that a search has found."""
+
+    index: Tensor  # (m,), -1 if there is none
+    distance: Tensor  # (m,), 0 if there is none
+    square: Tensor  # (m,) fp64, infinity if there is none
 
 
 @implement("mine_triplets", "CUDA", "kernels")
 def mine_triplets(sets: LabelledSets, options: TripletMining, seed: Tensor | None) -> tuple[Tensor, ...]:
-    """Seven launches; semihard negatives, which need to know the positives, take a second pass over the tiles."""
-    anchor, ref, anchor_labels, ref_labels = sets
+    """Seven launches; semihard negatives take another pass over the tiles, since they depend on the positives."""
     positive, negative, semihard, margin, exclude_diagonal = options
     beyond_hardest = semihard == "hardest_positive"
-    anchor, ref = rows(anchor), rows(ref)
-    m, n = anchor.shape[0], ref.shape[0]
-    # Any one shift leaves distances as they are; with about the mean less is lost in |a|² + |r|² − 2 a·r.
-    # Where that is not finite, none.
-    (shift,) = column_means(ref, dtype=accumulation_dtype(anchor.dtype))
+    sets = sets._replace(anchor=rows(sets.anchor), ref=rows(sets.ref))
+    m = sets.anchor.shape[0]
+    # Distances do not depend on a common shift, but with roughly the mean, |a|² + |r|² − 2 a·r cancels less. Components
+    # of the mean that are not finite become 0.
+    (shift,) = column_means(sets.ref, dtype=accumulation_dtype(sets.anchor.dtype))
     shift = shift.nan_to_num_(0.0, 0.0, 0.0)
-    pairs = LabelledPairs(anchor, ref, anchor_labels, ref_labels, exclude_diagonal, shift)
-    tile = choose_tile([((m, n), False)], pairs.wide, processors(anchor))
-    counts = torch.zeros(2, m, dtype=torch.int32, device=anchor.device)
+    pairs = CudaPairs(sets, exclude_diagonal, shift, chunk=m)
+    counts = torch.zeros(2, m, dtype=torch.int32, device=shift.device)  # positives, negatives
 
-    def look(*choices: tuple[bool, bool], floor: Tensor | None = None, count: bool = False) -> list[Any]:
-        """(index, distance, square) of each choice, a pair (positive, farthest)."""
-        state = torch.zeros(len(choices), 2, m, dtype=torch.int64, device=anchor.device)
-        made = [
-            driver.native.Choice(*c, address(floor), *(s.data_ptr() for s in part)) for c, part in zip(choices, state)
-        ]
-        counted = counts.data_ptr() if count else 0
-        driver.native.cuda_mine(pairs.native, made, counted, pairs.wide, tile, pairs.stream)
-        results = []
-        for choice in made:
-            index = torch.empty(m, dtype=torch.int64, device=anchor.device)
-            distance, square = anchor.new_empty(m, dtype=pairs.dtype), anchor.new_empty(m, dtype=torch.float64)
-            targets = index.data_ptr(), distance.data_ptr(), square.data_ptr()
-            driver.native.cuda_mined(pairs.native, choice, *targets, pairs.wide, pairs.stream)
-            results.append((index, distance, square))
-        return results
-
-    first = (True, positive == "hard")
+    first = Search(True, positive == "hard")
     if negative == "random":
         assert seed is not None
-        ((index, distance, _),) = look(first, count=True)
-        found_index, found_distance = torch.empty_like(index), torch.empty_like(distance)
-        targets = found_index.data_ptr(), found_distance.data_ptr()
-        driver.native.cuda_draw_negatives(pairs.native, int(seed), *targets, pairs.wide, pairs.stream)
-        return index, found_index, distance, found_distance, *counts.long().unbind()
+        (chosen,) = search(pairs, first, counts=counts)
+        index, distance = draw_negatives(pairs, int(seed))
+        return chosen.index, index, chosen.distance, distance, *counts.long().unbind()
     if negative != "semihard":
-        chosen, found = look(first, (False, negative == "easy"), count=True)
-        return chosen[0], found[0], chosen[1], found[1], *counts.long().unbind()
-    both = (first, (True, True)) if beyond_hardest and positive == "easy" else (first,)
-    known = look(*both, count=True)
-    index, distance, bound = known[0][0], known[0][1], known[-1][2]
-    ((found_index, found_distance, square),) = look((False, False), floor=bound)
-    near = square.sqrt() - bound.sqrt() <= margin
-    found_index, found_distance = found_index.where(near, -1), found_distance.where(near, 0.0)
-    return index, found_index, distance, found_distance, *counts.long().unbind()
+        chosen, found = search(pairs, first, Search(False, negative == "easy"), counts=counts)
+        return chosen.index, found.index, chosen.distance, found.distance, *counts.long().unbind()
+    hardest = (Search(True, True),) if beyond_hardest and positive == "easy" else ()
+    chosen, *beyond = search(pairs, first, *hardest, counts=counts)
+    bound = (beyond[0] if beyond else chosen).square
+    (found,) = search(pairs, Search(False, False), floor=bound)
+    near = found.square.sqrt() - bound.sqrt() <= margin
+    index, distance = found.index.where(near, -1), found.distance.where(near, 0.0)
+    return chosen.index, index, chosen.distance, distance, *counts.long().unbind()
+
+
+def search(
+    pairs: CudaPairs,
+    *searches: Search,  # one or two
+    floor: Tensor | None = None,  # (m,) fp64 squared distances that the found ones must exceed
+    counts: Tensor | None = None,  # (2, m) int32, to which the numbers of positives and negatives are added
+) -> list[Found]:
+    """One pass over the tiles for all searches."""
+    anchor, native = pairs.anchor, driver.native
+    m = anchor.shape[0]
+    state = torch.zeros(len(searches), 2, m, dtype=torch.int64, device=anchor.device)
+    choices = [
+        native.Choice(
+            positive=wanted.positive,
+            farthest=wanted.farthest,
+            floor=address(floor),
+            bound=bound.data_ptr(),
+            key=key.data_ptr(),
+        )
+        for wanted, (bound, key) in zip(searches, state)
+    ]
+    native.mine(pairs.native, choices, address(counts), pairs.stream)
+    results = []
+    for choice in choices:
+        found = Found(
+            torch.empty(m, dtype=torch.int64, device=anchor.device),
+            anchor.new_empty(m, dtype=pairs.dtype),
+            anchor.new_empty(m, dtype=torch.float64),
+        )
+        mined = native.Mined(
+            index=found.index.data_ptr(), distance=found.distance.data_ptr(), square=found.square.data_ptr()
+        )
+        native.read_mined(pairs.native, choice, mined, pairs.stream)
+        results.append(found)
+    return results
+
+
+def draw_negatives(pairs: CudaPairs, seed: int) -> tuple[Tensor, Tensor]:
+    """The index (m,) of a random negative of every anchor, -1 if there is none, and its distance (m,)."""
+    m, device = pairs.anchor.shape[0], pairs.anchor.device
+    index, distance = torch.empty(m, dtype=torch.int64, device=device), pairs.anchor.new_empty(m, dtype=pairs.dtype)
+    mined = driver.native.Mined(index=index.data_ptr(), distance=distance.data_ptr())
+    driver.native.draw_negatives(pairs.native, seed, mined, pairs.stream)
+    return index, distance
