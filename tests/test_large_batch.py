@@ -1,6 +1,8 @@
 """The two-pass step equals one pass over the whole batch in value, gradients, buffers and random state."""
 
 import copy
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -233,6 +235,21 @@ def test_memory_is_that_of_one_chunk():
     kept = peak(64 * 512, lambda x, y: (x * y).mean())
     outputs = 64 * 512 * (4 + 4) * 4
     assert kept < 1.3 * one + 4 * outputs < 64 * one / 4
+
+
+@pytest.mark.parametrize("loss", [TraceNormLoss(), contrastive], ids=["trace norm", "contrastive"])
+def test_nothing_outlives_the_loss(loss):
+    """A reference cycle would keep the networks, and the process group of DistributedDataParallel, until collected."""
+    nets = networks()
+    alive = weakref.ref(nets[0])
+    gc.disable()
+    try:
+        value = large_batch_loss(list(nets), pairs(), loss, chunk_size=64)
+        value.backward()
+        del value, nets
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_a_second_run_that_differs_is_refused():

@@ -197,8 +197,9 @@ class _TwoPasses:
         """The first pass: the value of the loss, without activations."""
         self.buffers = [b.clone() for b in self.module.buffers()]
         with self._numerics(), torch.no_grad():
-            self.loss = self.evaluate(self._outputs())
-        return self.loss.value
+            # The value is not kept: autograd makes it refer to this object, and a cycle would outlive the call.
+            value, self.by_outputs, self.by_parameters = self.evaluate(self._outputs())
+        return value
 
     def _outputs(self) -> Iterator[Outputs]:
         for rows in self.chunks:
@@ -233,7 +234,7 @@ class _TwoPasses:
             outputs = self._run(chunk)
         for x, row in zip(outputs, self.first_rows[index]):
             self.changed |= _differ(x[0].detach(), row)
-        by_outputs = self.loss.by_outputs(rows, tuple(x.detach() for x in outputs))
+        by_outputs = self.by_outputs(rows, tuple(x.detach() for x in outputs))
         used = [(x, g) for x, g in zip(outputs, by_outputs) if g is not None and x.requires_grad]
         if not used:
             return [None] * len(self.parameters)
@@ -308,5 +309,5 @@ class _LargeBatch(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        by_parameters = [None if g is None else g * grad for g in ctx.passes.loss.by_parameters]
+        by_parameters = [None if g is None else g * grad for g in ctx.passes.by_parameters]
         return None, *ctx.passes.backward(grad), *by_parameters
