@@ -18,7 +18,10 @@ from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 from .errors import UserError
 
 MONITORS = ("recall@1", "recall@5", "recall@10", "map_all", "map_50", "mrr")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 FEATURES = ("none", "standard", "sqrt", "chi2", "kernel")
+INVARIANCES = ("structure", "batch_hinge")
+SIMILARITIES = ("probability", "bhattacharyya")
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 COMPONENTS = (2, 3, 5, 7, 10, 20, 50, 100, 200, 500)
 POWERS = (0.0, 1.0, 2.0, 4.0)
@@ -30,48 +33,28 @@ _BOOLS = {"true": True, "false": False}
 T = TypeVar("T", bound="Options")
 
 
-def option(
-    default: Any,
-    *,
-    help: str,
-    choices: Sequence[str] = (),
-    minimum: float = -math.inf,
-    maximum: float = math.inf,
-    above: float = -math.inf,
-    below: float = math.inf,
-) -> Any:
-    """A dataclass field that states an option.
-
-    Args:
-        default: the value if none is given.
-        help: one sentence for the docs and the command line.
-        choices: the allowed words.
-        minimum: inclusive limit of a number, or of each number in a tuple; so are the following.
-        maximum: inclusive limit.
-        above: exclusive limit.
-        below: exclusive limit.
-    """
-    limits = {"choices": choices, "minimum": minimum, "maximum": maximum, "above": above, "below": below}
-    return field(default=default, metadata={"help": help, **limits})
+def option(default: Any, **facts: Any) -> Any:
+    """A dataclass field that states an option. `facts` are fields of `Option`, from `help` on."""
+    return field(default=default, metadata=facts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Option:
-    """A field of an `Options` class, with its type taken apart."""
+    """Everything that is known about an option."""
 
     name: str
     default: Any
-    kind: type  # int, float, bool or str, of the value or of the elements of a tuple
+    kind: type  # int, float, bool or str; of the elements if it is a tuple
     optional: bool  # may be None
     scalar: bool  # may be a single value
     sequence: bool  # may be a tuple
     length: int  # of the tuple; 0: any
-    help: str
-    choices: Sequence[str]
-    minimum: float
-    maximum: float
-    above: float
-    below: float
+    help: str  # one sentence
+    choices: Sequence[str] = ()
+    minimum: float = -math.inf  # limits of a number, or of each number in a tuple
+    maximum: float = math.inf
+    above: float = -math.inf  # exclusive
+    below: float = math.inf  # exclusive
 
     @classmethod
     def of(cls, field: Field[Any], hint: Any) -> Option:
@@ -80,9 +63,10 @@ class Option:
         scalars = [arm for arm in arms if arm in _NOUNS]
         tuples = [get_args(arm) for arm in arms if get_origin(arm) is tuple]
         kind = scalars[0] if scalars else tuples[0][0]
-        length = len(tuples[0]) if tuples and ... not in tuples[0] else 0
-        sorts = NoneType in arms, bool(scalars), bool(tuples), length
-        return cls(field.name, field.default, kind, *sorts, **field.metadata)
+        return cls(
+            name=field.name, default=field.default, kind=kind, optional=NoneType in arms, scalar=bool(scalars),
+            sequence=bool(tuples), length=len(tuples[0]) if tuples and ... not in tuples[0] else 0, **field.metadata,
+        )  # fmt: skip
 
     def check(self, value: Any) -> Any:
         """The value in the option's type. Raises UserError if it has another type or is out of range."""
@@ -196,28 +180,18 @@ class TrainingConfig(Options):
     augment: bool = option(False, help="Shift, rotate and scale training images at random.")
     patience: int = option(0, minimum=0, help="Stop after this many epochs without improvement; 0 never stops early.")
     refit: bool = option(False, help="Retrain on training + validation pairs up to the best epoch.")
-    monitor: str = option(
-        "recall@10", choices=MONITORS, help="Validation metric, mean of both directions, that selects the best epoch."
-    )
-    precision: str = option(
-        "32-true", choices=("32-true", "bf16-mixed", "16-mixed"), help="Floating-point precision, as in Lightning."
-    )
+    monitor: str = option("recall@10", choices=MONITORS, help="Validation metric that selects the best epoch.")
+    precision: str = option("32-true", choices=PRECISIONS, help="Floating-point precision, as in Lightning.")
 
 
 @dataclass
 class LinearCCAConfig(Options):
     """Options of a linear CCA: the grid from which the validation split selects."""
 
-    monitor: str = option(
-        "recall@10", choices=MONITORS, help="Validation metric, mean of both directions, that selects the parameters."
-    )
+    monitor: str = option("recall@10", choices=MONITORS, help="Validation metric that selects the parameters.")
     ridges: tuple[float, ...] = option(RIDGES, minimum=0, help="Candidate ridges, relative to the mean variances.")
-    components: tuple[int, ...] = option(
-        COMPONENTS, minimum=1, help="Candidate numbers of components, besides all of them."
-    )
-    powers: tuple[float, ...] = option(
-        POWERS, minimum=0, help="Candidate exponents of the correlations that weight the components."
-    )
+    components: tuple[int, ...] = option(COMPONENTS, minimum=1, help="Candidate numbers of components, besides all.")
+    powers: tuple[float, ...] = option(POWERS, minimum=0, help="Candidate exponents of the correlations as weights.")
     refit: bool = option(False, help="Refit on training + validation pairs with the selected parameters.")
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"wikipedia": {"monitor": "map_all"}}
@@ -227,9 +201,7 @@ class LinearCCAConfig(Options):
 class DCCAOptions(Options):
     """Options of the model `DCCA`."""
 
-    ridge: float | tuple[float, float] = option(
-        1e-3, minimum=0, help="Added to the diagonals of the covariances; one number, or one per view."
-    )
+    ridge: float | tuple[float, float] = option(1e-3, minimum=0, help="Ridge of the covariances, or one per view.")
     top_k: int | None = option(None, minimum=1, help="Count only the leading correlations; none counts all.")
     power: float = option(1.0, minimum=0, help="Exponent of the correlations that weight the retrieval space.")
 
@@ -241,12 +213,10 @@ class DCCAConfig(DCCAOptions, TrainingConfig):
     batch_size: int = 1024
     learning_rate: float = 4e-3
     weight_decay: float = 0.01
-    chunk_size: int = option(
-        0, minimum=0, help="Pairs whose activations are held at once, see `large_batch_loss`; 0 holds the whole batch."
-    )
+    chunk_size: int = option(0, minimum=0, help="Pairs whose activations are held at once; 0 holds the whole batch.")
     output_dim: int = option(100, minimum=1, help="Outputs of each branch; a batch should hold several times as many.")
     image_branch: str = option("auto", help="Image branch: auto, cnn, alexnet (227x227 RGB) or mlp.")
-    hidden: tuple[int, ...] = option((512,), minimum=1, help="Units of the hidden layers of the text branch and MLP.")
+    hidden: tuple[int, ...] = option((512,), minimum=1, help="Hidden layer units of the text branch and of the MLP.")
     dropout: float = option(0.3, minimum=0, below=1, help="Dropout after every hidden layer.")
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -267,18 +237,12 @@ class ACMROptions(Options):
     """Options of the model `ACMR`."""
 
     dim: int = option(200, minimum=1, help="Dimension of the common space.")
-    members: int = option(
-        1, minimum=1, help="Networks side by side in each projector, an ensemble in one model; they share `dim`."
-    )
-    label_hidden: tuple[int, ...] = option((), minimum=1, help="Units of the label predictor's hidden layers.")
+    members: int = option(1, minimum=1, help="Networks side by side in each projector, an ensemble; they share `dim`.")
+    label_hidden: tuple[int, ...] = option((), minimum=1, help="Hidden layer units of the label predictor.")
     label_dropout: float = option(0.0, minimum=0, below=1, help="Dropout before the label predictor.")
-    modality_hidden: tuple[int, ...] = option(
-        (50,), minimum=1, help="Units of the hidden layers of the modality classifier."
-    )
+    modality_hidden: tuple[int, ...] = option((50,), minimum=1, help="Hidden layer units of the modality classifier.")
     train_label_predictor: bool = option(True, help="Train the label predictor; otherwise it stays as initialised.")
-    invariance: str = option(
-        "structure", choices=("structure", "batch_hinge"), help="L_imi: the paper's, or the released code's."
-    )
+    invariance: str = option("structure", choices=INVARIANCES, help="L_imi: the paper's, or the released code's.")
     alpha: float = option(0.1, minimum=0, help="Weight of L_imi, the inter-modal invariance.")
     beta: float = option(0.1, minimum=0, help="Weight of L_imd, the intra-modal discrimination.")
     penalty: float = option(0.0, minimum=0, help="Weight of the Frobenius norms of the projectors' weight matrices.")
@@ -286,15 +250,9 @@ class ACMROptions(Options):
     temperature: float = option(0.07, above=0, help="Temperature of L_pair.")
     margin: float = option(1.0, minimum=0, help="Margin of L_imi.")
     gamma: float = option(0.05, minimum=0, help="Weight of the negatives in L_imi.")
-    reduction: str = option(
-        "mean", choices=("mean", "sum"), help="Mean or sum over triplets; the paper sums, some 10^4 in a batch of 64."
-    )
-    label_weight: float = option(
-        0.0, minimum=0, maximum=1, help="Weight of the label similarity, against the cosine, in the retrieval space."
-    )
-    label_similarity: str = option(
-        "probability", choices=("probability", "bhattacharyya"), help="Label similarity of the retrieval space."
-    )
+    reduction: str = option("mean", choices=("mean", "sum"), help="Mean or sum over triplets; the paper sums.")
+    label_weight: float = option(0.0, minimum=0, maximum=1, help="Weight of label similarity in the retrieval space.")
+    label_similarity: str = option("probability", choices=SIMILARITIES, help="Label similarity of the retrieval space.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -364,12 +322,10 @@ class ACMRConfig(ACMROptions, TrainingConfig):
     )
     mixup: float = option(0.0, minimum=0, help="Parameter of the Beta distribution that mixes pairs; 0: no mixing.")
     smoothing: float = option(0.0, minimum=0, below=1, help="Share of a label's weight spread over all classes.")
-    image_hidden: tuple[int, ...] = option((2000,), minimum=1, help="Units of the image projector's hidden layers.")
-    text_hidden: tuple[int, ...] = option((500,), minimum=1, help="Units of the text projector's hidden layers.")
-    image_features: str = option(
-        "none", choices=FEATURES, help="Fixed map before the image projector; the last three are for histograms."
-    )
-    text_features: str = option("none", choices=FEATURES, help="Fixed map before the text projector.")
+    image_hidden: tuple[int, ...] = option((2000,), minimum=1, help="Hidden layer units of the image projector.")
+    text_hidden: tuple[int, ...] = option((500,), minimum=1, help="Hidden layer units of the text projector.")
+    image_features: str = option("none", choices=FEATURES, help="Map of image features; the last 3 are for histograms.")
+    text_features: str = option("none", choices=FEATURES, help="Map of text features; the last 3 are for histograms.")
     image_dropout: float = option(0.0, minimum=0, below=1, help="Dropout after the image projector's hidden layers.")
     text_dropout: float = option(0.0, minimum=0, below=1, help="Dropout after the text projector's hidden layers.")
     image_input_dropout: float = option(0.0, minimum=0, below=1, help="Dropout of the image projector's input.")

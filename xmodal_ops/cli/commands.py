@@ -105,9 +105,7 @@ def train_linear_cca_command(
     """
     from ..training import train_linear_cca
 
-    source = {**GLYPHS, **source}
-    config = LinearCCAConfig.preset(source["data"], **options)
-    run = _new_run("linear_cca", source, output, overwrite, json_file)
+    run, config, source = _begin("linear_cca", source, options, output, overwrite, json_file)
     pairs = _load(source)
     metrics = train_linear_cca(pairs, run.path, source=source, **vars(config))
     _show({"linear_cca": metrics}, pairs, "test", json_file)
@@ -143,13 +141,7 @@ def train_dcca_command(
     """
     from ..training import train_dcca
 
-    if resume:
-        config, source = _saved("dcca", _existing(output), source, options)
-        run = _prepare(_existing(output), json_file, device)
-    else:
-        source = {**GLYPHS, **source}
-        config = DCCAConfig.preset(source["data"], **options)
-        run = _new_run("dcca", source, output, overwrite, json_file, device)
+    run, config, source = _begin("dcca", source, options, output, overwrite, json_file, device, resume)
     pairs = _load(source)
     result = train_dcca(pairs, config, run.path, source=source, device=device, resume=resume, console=err)
     _show({"dcca": result.metrics}, pairs, "test", json_file)
@@ -185,20 +177,13 @@ def train_acmr_command(
 
     [bold]xmodal train acmr --resume --output runs/acmr-glyphs[/bold]
     """
-    from ..training import RunDirectory, train_acmr, train_acmr_seeds
+    from ..training import train_acmr, train_acmr_seeds
 
     if seeds < 1:
         raise UserError(f"--seeds must be at least 1, got {seeds}")
-    if resume:
-        first = folder = _existing(output)
-        if not RunDirectory(folder).config.exists():
-            first = folder / f"seed-{options.get('seed', 0)}"
-        config, source = _saved("acmr", first, source, options)
-        run = _prepare(folder, json_file, device)
-    else:
-        source = {**GLYPHS, **source}
-        config = ACMRConfig.preset(preset, source["data"], **options)
-        run = _new_run("acmr", source, output, overwrite, json_file, device)
+    run, config, source = _begin(
+        "acmr", source, options, output, overwrite, json_file, device, resume, preset=(preset,)
+    )
     pairs = _load(source)
     rest: dict[str, Any] = {"source": source, "device": device, "resume": resume, "console": err}
     if seeds > 1:
@@ -290,18 +275,40 @@ def info(json_file: Json = None) -> None:
     typer.echo(describe())
 
 
-def _existing(output: Path | None) -> Path:
-    """The run to resume."""
-    if output is None:
-        raise UserError("--resume needs --output DIR, the run to continue")
-    return output
+def _begin(
+    model: str,
+    source: Group,
+    options: Group,
+    output: Path | None,
+    overwrite: bool,
+    json_file: Path | None,
+    device: str = "cpu",
+    resume: bool = False,
+    preset: tuple[str, ...] = (),
+) -> tuple[RunDirectory, Any, Group]:
+    """Run directory, configuration and source of a training that starts or is resumed."""
+    from ..training import RunDirectory
+
+    if resume:
+        if output is None:
+            raise UserError("--resume needs --output DIR, the run to continue")
+        config, source = _saved(model, output, source, options)
+        return _prepare(output, json_file, device), config, source
+    source = {**GLYPHS, **source}
+    kind: Any = CONFIGS[model]
+    config = kind.preset(*preset, source["data"], **options)
+    output = output or Path("runs", f"{model}-{Path(source['data']).stem}")
+    if RunDirectory(output).config.exists() and not overwrite:
+        raise UserError(f"{output} holds a run already: replace it with --overwrite, or choose another --output")
+    return _prepare(output, json_file, device), config, source
 
 
 def _saved(model: str, folder: Path, source: Group, options: Group) -> tuple[Any, Group]:
-    """Configuration and source of a run to resume. Refuses other options than the run has, except more epochs."""
+    """Configuration and source of a run to resume. UserError if the user gave other options, except for epochs."""
     from ..training import RunDirectory
 
-    saved = RunDirectory(folder).read_config()
+    run, first = RunDirectory(folder), RunDirectory(folder / f"seed-{options.get('seed', 0)}")
+    saved = (first if first.config.exists() and not run.config.exists() else run).read_config()
     if saved["model"] != model:
         raise UserError(f"{folder} holds a run of {saved['model']}, not of {model}")
     config: Any = CONFIGS[model].from_dict(saved["options"])
@@ -310,23 +317,6 @@ def _saved(model: str, folder: Path, source: Group, options: Group) -> tuple[Any
         if name != "epochs" and json.dumps(value) != json.dumps(known.get(name)):
             raise UserError(f"--resume keeps the run's options: {name} is {known.get(name)!r} there, got {value!r}")
     return replace(config, epochs=options.get("epochs", config.epochs)), saved["data"]
-
-
-def _new_run(
-    model: str,
-    source: Mapping[str, Any],
-    output: Path | None,
-    overwrite: bool,
-    json_file: Path | None,
-    device: str = "cpu",
-) -> RunDirectory:
-    """The directory of a new run. An earlier run in it is replaced only if the user says so."""
-    from ..training import RunDirectory
-
-    output = output or Path("runs", f"{model}-{Path(source['data']).stem}")
-    if RunDirectory(output).config.exists() and not overwrite:
-        raise UserError(f"{output} holds a run already: replace it with --overwrite, or choose another --output")
-    return _prepare(output, json_file, device)
 
 
 def _prepare(output: Path, json_file: Path | None, device: str) -> RunDirectory:

@@ -19,6 +19,12 @@ from ..options import Option, Options, TrainingConfig, options_of
 Command = Callable[..., None]
 Group = dict[str, Any]
 
+Data = Annotated[
+    str | None,
+    typer.Option(help="glyphs (default), wikipedia, another name in docs/data.md, or a pair file.", metavar="DATA"),
+]
+DataPath = Annotated[Path | None, typer.Option("--path", help="Directory of a named data set.", metavar="DIR")]
+Font = Annotated[list[Path] | None, typer.Option(help="Font to draw the glyphs; repeatable.", metavar="FILE")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", metavar="NAME")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the metrics to this file.", metavar="FILE")]
 Output = Annotated[Path | None, typer.Option(help="Run directory. Default: runs/MODEL-DATA.", metavar="DIR")]
@@ -50,13 +56,14 @@ def with_options(
         annotation = Annotated[list[str], typer.Option("--set", help=help, metavar="NAME=VALUE", show_default=False)]
         parameters.insert(0, _keyword("assignments", annotation, []))
 
-    def collect(values: Mapping[str, Any]) -> Group:
-        context = values["context"]
-        given = {name: values[name] for name in known if context.get_parameter_source(name).name == "COMMANDLINE"}
-        for name, text in given.items():
-            if known[name].kind is not bool:
-                given[name] = known[name].parse(text if isinstance(text, str) else ",".join(text))
-        return given | dict(_assignment(known, text) for text in values.get("assignments", ()))
+    def collect(context: typer.Context, assignments: Sequence[str] = (), **values: Any) -> Group:
+        given = {}
+        for name, value in values.items():
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE":
+                text = ",".join(value) if isinstance(value, list) else value
+                given[name] = value if known[name].kind is bool else known[name].parse(text)
+        return given | dict(_assignment(known, text) for text in assignments)
 
     return lambda command: _grouped(command, "options", parameters, collect)
 
@@ -66,35 +73,17 @@ def with_source(command: Command) -> Command:
 
     The command gets a dict of those that the user gave, with absolute paths, as `config.json` keeps it.
     """
-    help = "glyphs, wikipedia, another name in docs/data.md, or a pair file. Default: glyphs."
-    parameters = [
-        _keyword("data", Annotated[str | None, typer.Option(help=help, metavar="DATA")], None),
-        _keyword(
-            "path",
-            Annotated[Path | None, typer.Option(help="Directory of the files of a named data set.", metavar="DIR")],
-            None,
-        ),
-        _keyword(
-            "font",
-            Annotated[list[Path] | None, typer.Option(help="Font to draw the glyphs; repeatable.", metavar="FILE")],
-            None,
-        ),
-    ]
+    return _grouped(command, "source", list(inspect.signature(_source, eval_str=True).parameters.values()), _source)
 
-    def collect(values: Mapping[str, Any]) -> Group:
-        from ..data import NAMES
 
-        data, path, fonts = values["data"], values["path"], values["font"]
-        if data is not None and data not in NAMES:
-            data = str(Path(data).absolute())
-        source = {
-            "data": data,
-            "path": path and str(path.absolute()),
-            "fonts": [str(font.absolute()) for font in fonts or ()] or None,
-        }
-        return {name: value for name, value in source.items() if value is not None}
+def _source(*, data: Data = None, path: DataPath = None, font: Font = None) -> Group:
+    from ..data import NAMES
 
-    return _grouped(command, "source", parameters, collect)
+    if data is not None and data not in NAMES:
+        data = str(Path(data).absolute())
+    fonts = [str(file.absolute()) for file in font or ()]
+    source = {"data": data, "path": path and str(path.absolute()), "fonts": fonts or None}
+    return {name: value for name, value in source.items() if value is not None}
 
 
 def _parameter(option: Option, default: Any, title: str) -> inspect.Parameter:
@@ -128,13 +117,13 @@ def _grouped(
     command: Command,
     name: str,
     parameters: Sequence[inspect.Parameter],
-    collect: Callable[[Mapping[str, Any]], Group],
+    collect: Callable[..., Group],
 ) -> Command:
     """The command with `parameters` in place of its parameter `name`, for which it gets what `collect` returns."""
 
     def call(**values: Any) -> None:
         group = {parameter.name: values.pop(parameter.name) for parameter in parameters}
-        command(**{name: collect(group)}, **values)
+        command(**{name: collect(**group)}, **values)
 
     merged: list[inspect.Parameter] = []
     for own in inspect.signature(command, eval_str=True).parameters.values():

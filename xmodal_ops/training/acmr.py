@@ -58,31 +58,28 @@ class ACMRModule(RunModule):
         super().__init__(model, data, config)
         self.automatic_optimization = False
         self.sums: list[Tensor] = []
-
-    @classmethod
-    def describe(cls, config: ACMRConfig, data: PairData) -> dict[str, Any]:
-        classes, several = label_kind(data)
-        labels = {"classes": classes, "multi_label": several, "class_names": data.classes}
-        return {**labels, **dict(zip(ACMR.NETWORKS, projector_specs(config, data)))}
-
-    @classmethod
-    def notes(cls, config: ACMRConfig, data: PairData) -> list[str]:
-        return absent_classes(data)
-
-    @classmethod
-    def prepare(cls, model: ACMR, data: PairData) -> None:
         for projector, rows in ((model.image_projector, data.train.image), (model.text_projector, data.train.text)):
             if isinstance(projector, Projector):
                 projector.fit(rows)
 
-    @classmethod
-    def snapshot(cls, model: ACMR, data: PairData) -> tuple[Tensor, Tensor]:
-        return model.project(0, data.test.image).cpu(), model.project(1, data.test.text).cpu()
+    @staticmethod
+    def describe(config: ACMRConfig, data: PairData) -> dict[str, Any]:
+        classes, several = label_kind(data)
+        labels = {"classes": classes, "multi_label": several, "class_names": data.classes}
+        return {**labels, **dict(zip(ACMR.NETWORKS, projector_specs(config, data)))}
 
-    @classmethod
-    def draw(cls, run: RunDirectory, history: list[Row], monitor: str, before: Any, after: Any, data: PairData) -> None:
-        report.game_curves(history, monitor, run.loss)
-        report.space_picture(before, after, data.test.labels, run.space, classes=data.classes)
+    @staticmethod
+    def notes(config: ACMRConfig, data: PairData) -> list[str]:
+        return absent_classes(data)
+
+    def snapshot(self) -> tuple[Tensor, Tensor]:
+        test = self.data.test
+        return self.model.project(0, test.image).cpu(), self.model.project(1, test.text).cpu()
+
+    def draw(self, run: RunDirectory, history: list[Row], before: Any) -> None:
+        report.game_curves(history, self.config.monitor, run.loss)
+        labels, classes = self.data.test.labels, self.data.classes
+        report.space_picture(before, self.snapshot(), labels, run.space, classes=classes)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         config = self.config

@@ -40,12 +40,12 @@ class DCCAModule(RunModule):
         rows = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(config.seed))
         self.sample = data.train.subset(rows[: max(4096, 16 * config.output_dim)])
 
-    @classmethod
-    def describe(cls, config: DCCAConfig, data: PairData) -> dict[str, Any]:
+    @staticmethod
+    def describe(config: DCCAConfig, data: PairData) -> dict[str, Any]:
         return dict(zip(DCCA.NETWORKS, branch_specs(config, data)))
 
-    @classmethod
-    def notes(cls, config: DCCAConfig, data: PairData) -> list[str]:
+    @staticmethod
+    def notes(config: DCCAConfig, data: PairData) -> list[str]:
         batch = min(config.batch_size, len(data.train))
         if batch > 2 * config.output_dim:
             return []
@@ -54,13 +54,11 @@ class DCCAModule(RunModule):
             "with so few samples, spurious correlations are close to 1"
         ]
 
-    @classmethod
-    def complete(cls, model: DCCA, data: PairData) -> None:
-        model.fit_cca(data.train.image, data.train.text)
+    def complete(self) -> None:
+        self.model.fit_cca(self.data.train.image, self.data.train.text)
 
-    @classmethod
-    def draw(cls, run: RunDirectory, history: list[Row], monitor: str, before: Any, after: Any, data: PairData) -> None:
-        report.loss_curve(history, monitor, run.loss)
+    def draw(self, run: RunDirectory, history: list[Row], before: Any) -> None:
+        report.loss_curve(history, self.config.monitor, run.loss)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         torch.manual_seed(stream(self.config.seed, self.global_step))  # dropout and augmentation

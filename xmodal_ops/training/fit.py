@@ -84,29 +84,27 @@ def train(
         _say(console, line)
     run.begin(data, resume)
     run.describe(kind.NAME, data, source, config.to_dict(), **description)
-    model = _initial(kind, data, config, run)
-    before = kind.snapshot(model, data) if pictures else None
-    history, best_epoch = fit(kind(model, data, config), run, place, console, resume)
-    weights = run.best
+    module = _initial(kind, data, config, run)
+    before = module.snapshot() if pictures else None
+    best_epoch = fit(module, run, place, console, resume)
+    history, weights = module.history, run.best
     if config.refit:
-        data = data.with_validation()
-        model = _initial(kind, data, config, run)
-        refit(kind(model, data, replace(config, patience=0)), run, place, console, resume, best_epoch)
+        module = _initial(kind, data.with_validation(), replace(config, patience=0), run)
+        refit(module, run, place, console, resume, best_epoch)
         weights = run.refit.last
-    model.load_state_dict(weights_of(weights))
-    kind.complete(model.to(place), data)
-    metrics = finish(run, kind.NAME, model, data, pictures)
+    module.model.load_state_dict(weights_of(weights))
+    module.model.to(place)
+    module.complete()
+    metrics = finish(run, kind.NAME, module.model, data, pictures)
     if pictures:
-        kind.draw(run, history, config.monitor, before, kind.snapshot(model, data), data)
-    return Result(model, metrics, history, best_epoch)
+        module.draw(run, history, before)
+    return Result(module.model, metrics, history, best_epoch)
 
 
-def _initial(kind: type[RunModule], data: PairData, config: TrainingConfig, run: RunDirectory) -> ACMR | DCCA:
-    """The model before its first step."""
+def _initial(kind: type[RunModule], data: PairData, config: TrainingConfig, run: RunDirectory) -> RunModule:
+    """The module before its first step. The seed determines its weights."""
     torch.manual_seed(config.seed)
-    model = new_model(run.read_config())
-    kind.prepare(model, data)
-    return model
+    return kind(new_model(run.read_config()), data, config)
 
 
 def fit(
@@ -116,8 +114,8 @@ def fit(
     console: Console,
     resume: bool = False,
     epochs: int | None = None,
-) -> tuple[list[Row], int]:
-    """Trains a module for `epochs`, by default those of its configuration; returns the history and the best epoch.
+) -> int:
+    """Trains a module for `epochs`, by default those of its configuration; returns the best epoch.
 
     Leaves `best.ckpt` and `last.ckpt` in the run directory. Raises Interrupted after Ctrl-C.
     """
@@ -156,7 +154,7 @@ def fit(
             f"interrupted in epoch {done + 1} of {config.epochs}; {run.last} holds the end of epoch {done}: "
             f"continue with --resume --output {run.path}"
         )
-    return module.history, checkpoint.best_epoch
+    return checkpoint.best_epoch
 
 
 def refit(

@@ -53,8 +53,7 @@ def stream(seed: int, number: int) -> int:
 class RunModule(pl.LightningModule):
     """What all trainings share: batches and random numbers by epoch, a history, a metric that selects the best epoch.
 
-    Subclasses implement the training step and call `finish_epoch` at the end of every epoch. The class methods are what
-    `train` needs to know about a model; most have nothing to do by default.
+    Subclasses implement the training step and call `finish_epoch` at the end of every epoch.
     """
 
     NAME: ClassVar[str]
@@ -68,32 +67,25 @@ class RunModule(pl.LightningModule):
         self.history: list[Row] = []
         self.sampler = EpochSampler(len(data.train), config.batch_size, config.seed)
 
-    @classmethod
+    @staticmethod
     @abstractmethod
-    def describe(cls, config: Any, data: PairData) -> dict[str, Any]:
+    def describe(config: Any, data: PairData) -> dict[str, Any]:
         """What `config.json` says about the model besides its options. UserError if the data do not suit it."""
 
-    @classmethod
-    def notes(cls, config: Any, data: PairData) -> list[str]:
-        """Lines for the user before the training."""
-        return []
-
-    @classmethod
-    def prepare(cls, model: Any, data: PairData) -> None:
-        """Prepares an initial model for the data."""
-
-    @classmethod
-    def complete(cls, model: Any, data: PairData) -> None:
-        """Completes a model that has its trained weights."""
-
-    @classmethod
-    def snapshot(cls, model: Any, data: PairData) -> Any:
-        """What `draw` needs of the model, before and after the training."""
-
-    @classmethod
+    @staticmethod
     @abstractmethod
-    def draw(cls, run: RunDirectory, history: list[Row], monitor: str, before: Any, after: Any, data: PairData) -> None:
-        """Draws the pictures of a finished run."""
+    def notes(config: Any, data: PairData) -> list[str]:
+        """Lines for the user before the training."""
+
+    def complete(self) -> None:
+        """Completes the model once it has its final weights."""
+
+    def snapshot(self) -> Any:
+        """The state of the model that `draw` shows, before and after the training."""
+
+    @abstractmethod
+    def draw(self, run: RunDirectory, history: list[Row], before: Any) -> None:
+        """Draws the training of a finished run."""
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return DataLoader(self.data.train, sampler=self.sampler, batch_size=None)  # one indexing per batch
