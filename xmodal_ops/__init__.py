@@ -1,8 +1,10 @@
 """Fused, exact operations for cross-modal learning in PyTorch, and the models DCCA and ACMR on top of them.
 
-Every name loads what it needs when it is first used; `import xmodal_ops.ops` registers `torch.ops.xmodal`.
+Every name loads what it needs when it is first used, so that `xmodal --help` does not wait for torch. The ops in
+`torch.ops.xmodal` are registered at once if torch is loaded already, otherwise by the first use of an op.
 """
 
+import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -68,3 +70,6 @@ _MODULES = {
 
 if not TYPE_CHECKING:  # a module with __getattr__ has every name for a type checker
     __getattr__ = lazy(__name__, _MODULES)
+
+if "torch" in sys.modules:
+    from . import ops  # noqa: F401
