@@ -1,8 +1,9 @@
 """Finds a CUDA compiler for CMake; everything static about the package is in pyproject.toml.
 
-The compiler is the machine's own (CUDACXX, PATH, CUDA_HOME, /usr/local/cuda); where there is none but an
-NVIDIA driver is, NVIDIA's from PyPI, demanded for the build alone; otherwise the CPU module is built.
-XMODAL_CUDA=ON insists on the kernels, XMODAL_CUDA=OFF leaves them out; XMODAL_WERROR=ON makes warnings errors.
+It takes the first of: the compiler of the machine (CUDACXX, PATH, CUDA_HOME, /usr/local/cuda); if there is an NVIDIA
+driver, the compiler that NVIDIA publishes on PyPI, as a requirement of the build only; otherwise none, for a build
+without CUDA kernels. XMODAL_CUDA=ON requires the kernels, XMODAL_CUDA=OFF omits them, XMODAL_WERROR=ON turns warnings
+into errors.
 """
 
 import os
@@ -19,7 +20,7 @@ TOOLKITS = os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local
 
 
 def has_driver() -> bool:
-    # WSL has no /proc entry, only the device node's twin.
+    # WSL has no /proc entry, and a device node of another name.
     return Path("/proc/driver/nvidia").exists() or Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()
 
 
@@ -36,7 +37,7 @@ def pypi_nvcc() -> Path | None:
 def cuda_args() -> list[str]:
     if WANTED and (nvcc := own_nvcc()):
         return ["-DXMODAL_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
-    if WANTED and (place := pypi_nvcc()):  # its libraries are in lib, where nvcc itself looks in lib64
+    if WANTED and (place := pypi_nvcc()):  # its libraries are in lib, but nvcc looks in lib64
         return ["-DXMODAL_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={place}", f"-DCMAKE_CUDA_FLAGS=-L{place.parents[1]}/lib"]
     if FORCED:
         return ["-DXMODAL_CUDA=ON"]  # CMake says what is missing

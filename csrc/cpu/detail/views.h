@@ -25,7 +25,7 @@ inline void split_mean(double mean, T& coarse, T& fine) {
 
 // Row i of a view, centred and padded with zeros; `coarse` and `fine` are those of its own columns.
 template <class T, class In>
-inline void centre_row(const View<In>& view, int64_t i, const T* coarse, const T* fine, T* to) {
+inline void centre_row(const View<In>& view, int64_t i, const T* coarse, const T* fine, T* __restrict to) {
   const In* from = view.data + i * view.stride;
   for (int64_t c = 0; c < view.d; ++c) to[c] = (static_cast<T>(from[c]) - coarse[c]) - fine[c];
   for (int64_t c = view.d; c < view.width; ++c) to[c] = 0;
