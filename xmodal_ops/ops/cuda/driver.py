@@ -9,8 +9,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -117,20 +116,21 @@ def matrix(
     shift: Tensor | None = None,  # (2, d) or (B, 2, d), from `column_means`
 ) -> _C.cuda.Matrix:
     """The kernels' description of a matrix, which they read as x - shift."""
-    assert x.stride(-1) == 1 or x.shape[-1] == 1, "kernels read matrices stored by rows"
+    *_, rows, columns = x.shape
+    *batch, stride, step = x.stride()
+    assert step == 1 or columns == 1, "kernels read matrices stored by rows"
     return native.Matrix(
         data=x.data_ptr(),
-        stride=x.stride(-2),
-        rows=x.shape[-2],
-        columns=x.shape[-1],
+        stride=stride,
+        rows=rows,
+        columns=columns,
         dtype=native_dtype(x.dtype),
         shift=address(shift),
-        batch=x.stride(0) if x.ndim == 3 else 0,
+        batch=batch[0] if batch else 0,
     )
 
 
-@dataclass(frozen=True)
-class Term:
+class Term(NamedTuple):
     """One product a·b of a sum. Matrices are given as stored; their shifts are subtracted from their columns."""
 
     a: Tensor  # (rows, depth), or (depth, rows) in the layout tn
@@ -139,8 +139,7 @@ class Term:
     b_shift: Tensor | None = None  # (2, columns of b)
 
 
-@dataclass(frozen=True)
-class Product:
+class Product(NamedTuple):
     """out = alpha · Σ a·b + beta · add + gamma · I.
 
     In a batch every tensor except `add` has a first dimension B more, and `out` has no gaps.
@@ -160,10 +159,11 @@ class Product:
 
     def to_native(self) -> _C.cuda.Product:
         terms = [native.Term(a=matrix(t.a, t.a_shift), b=matrix(t.b, t.b_shift)) for t in self.terms]
+        rows, columns = self.shape
         product = native.Product(
             first=terms[0],
-            rows=self.shape[0],
-            columns=self.shape[1],
+            rows=rows,
+            columns=columns,
             symmetric=self.symmetric,
             alpha=self.alpha,
             beta=self.beta,
@@ -179,8 +179,7 @@ class Product:
         return product
 
 
-@dataclass(frozen=True)
-class Iteration:
+class Iteration(NamedTuple):
     """The state of an iteration that ends on the device; see iterations.py."""
 
     active: Tensor  # (1,) int32

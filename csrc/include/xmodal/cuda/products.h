@@ -13,7 +13,8 @@ enum class ProductLayout : int { nn, tn, nt };
 
 // One product a·b of a sum.
 struct Term {
-  Matrix a, b;
+  Matrix a;  // as stored: Aᵀ in the layout tn
+  Matrix b;  // Bᵀ in the layout nt
 };
 
 // out = alpha · (a·b of both terms) + beta · add + gamma · I. `add` and `out` may be the same matrix if `symmetric` is
