@@ -73,7 +73,7 @@ def promoted(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def pair(
     x: Tensor, y: Tensor, min_rows: int = 2, names: tuple[str, str] = ("x", "y"), batched: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Requires two matrices (or, if allowed, batches) on one device with the same number of rows; returns `promoted`."""
+    """Requires two matrices (or, if allowed, batches) on one device with equal numbers of rows; returns `promoted`."""
     matrix(names[0], x, min_rows, batched)
     matrix(names[1], y, min_rows, batched)
     same_device(names[1], y, names[0], x)
