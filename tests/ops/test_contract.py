@@ -13,13 +13,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, distribute_tensor
 
 import xmodal_ops as xo
+from tests.no_fp64 import DEVICE, DeviceTensor, Emulation, to_device
 
 L = torch.arange(24) % 4
 
 
 def on(x: Tensor) -> Tensor:
     """The labels on the device of x."""
-    return L.to(x.device)
+    return to_device(L) if x.device == DEVICE else L.to(x.device)
 
 
 # A scalar of two views (24, 5) each; the losses of one set take the first.
@@ -158,6 +159,40 @@ def test_meta_tensors_give_meta_results(call: Callable[[Tensor, Tensor], Tensor]
 def test_meta_tensors_of_one_view_give_meta_results(call: Callable[[Tensor], Tensor]) -> None:
     value, (grad,) = gradients(call, views()[0].to("meta"))
     assert value.is_meta and grad.is_meta
+
+
+@pytest.mark.parametrize("name", [*TWO_VIEWS, *ONE_VIEW])
+def test_a_device_without_fp64_gets_no_fp64(name: str) -> None:
+    call = {**TWO_VIEWS, **ONE_VIEW}[name]
+    inputs = views()[: 2 if name in TWO_VIEWS else 1]
+    expected, expected_gradients = gradients(call, *inputs)
+    with Emulation():  # raises if a tensor on the device has fp64
+        leaves = [to_device(x).requires_grad_() for x in inputs]
+        value = call(*leaves)
+        found = torch.autograd.grad(value, leaves)
+    for a, b in zip((value, *found), (expected, *expected_gradients)):
+        assert isinstance(a, DeviceTensor)
+        torch.testing.assert_close(a.host, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("triplets", ["all", "batch_hard"])
+def test_statistics_on_a_device_without_fp64_are_the_same(triplets: str) -> None:
+    x, y = views()
+    expected = xo.triplet_margin_loss(x, L, y, triplets=triplets, return_stats=True)[1]
+    structure = xo.structure_preserving_loss(x, y, L, return_stats=True)[1]
+    violation = xo.max_violation_loss(x, y, return_stats=True)[1]
+    with Emulation():
+        a, b, labels = to_device(x), to_device(y), to_device(L)
+        found = xo.triplet_margin_loss(a, labels, b, triplets=triplets, return_stats=True)[1]
+        for stats, others in (
+            (found, expected),
+            (xo.structure_preserving_loss(a, b, labels, return_stats=True)[1], structure),
+            (xo.max_violation_loss(a, b, return_stats=True)[1], violation),
+        ):
+            for t, other in zip(stats, others):
+                assert float(t.host) == pytest.approx(float(other), rel=1e-5)
+        xo.mine_triplets(a, labels, b, negative="random")
+        assert torch.equal(xo.pack_labels(to_device(L[:, None] == L)).host, xo.pack_labels(L[:, None] == L))
 
 
 SPECIAL: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {

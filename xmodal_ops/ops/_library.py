@@ -79,8 +79,9 @@ def flattened(function: Callable[..., Any], like: Callable[..., Any] | None = No
     return wrapped
 
 
-def _anywhere(portable: Callable[..., Any]) -> Callable[..., Any]:
-    """The portable path, on the CPU for devices without fp64 (which lack LAPACK's decompositions, too)."""
+def anywhere(name: str) -> Callable[..., Any]:
+    """The portable path of an op, on the CPU for devices without fp64 (which lack LAPACK's decompositions, too)."""
+    portable = flattened(_PORTABLE[name])
 
     def wrapped(*args: Any) -> Any:
         device = next(a.device for a in args if isinstance(a, Tensor))
@@ -100,9 +101,9 @@ def _moved(result: Tensor, device: torch.device) -> Tensor:
 def define(name: str, portable: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Declares an op, with its portable torch implementation (every device) and its shape function."""
     LIBRARY.define(_signature(portable).schema(name), tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, _anywhere(flattened(portable)), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"xmodal::{name}", flattened(fake, like=portable), lib=LIBRARY)
     _PORTABLE[name] = portable
+    LIBRARY.impl(name, anywhere(name), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"xmodal::{name}", flattened(fake, like=portable), lib=LIBRARY)
     OPS[name] = {"cpu": "torch", "cuda": "torch"}
 
 

@@ -94,7 +94,7 @@ def max_violation_loss(
         return loss
     active, valid = torch.cat(terms).detach() > 0, torch.cat([found.valid for found in mined])
     number = valid.sum()
-    apart = (v - t).detach().norm(dim=1)
+    apart = torch.linalg.vector_norm((v - t).detach(), dim=1)
     distances = [apart.where(found.valid, 0.0) for found in mined], [found.d_an for found in mined]
     means = (torch.cat(d).sum() / number.clamp(min=1) for d in distances)
     return loss, TripletStats(active.sum(), number, mined[0].valid.sum(), *means)
