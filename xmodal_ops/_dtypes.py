@@ -9,6 +9,7 @@ import torch
 
 HALVES = (torch.float16, torch.bfloat16)
 FLOATS = (torch.float64, torch.float32, *HALVES)
+INTEGERS = tuple(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64))
 WITHOUT_FP64 = ("mps",)  # device types
 
 
@@ -29,6 +30,6 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Disables autocast: the ops choose their own accumulation dtype."""
-    if torch.is_autocast_enabled(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

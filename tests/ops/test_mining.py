@@ -214,9 +214,7 @@ X, L = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
     ("call", "error", "message"),
     [
         (lambda: mine_triplets(X, L[:3]), ValueError, "labels must have one entry per row of anchor, 4, got 3"),
-        (lambda: mine_triplets(X, L.float()), TypeError, "labels must be int64 of shape .*got float32"),
-        (lambda: mine_triplets(X, L.int()), TypeError, "labels must be int64 of shape .*got int32"),
-        (lambda: mine_triplets(X, L.bool()), ValueError, r"labels must be .*got bool of shape \(4,\)"),
+        (lambda: mine_triplets(X, L.float()), TypeError, "labels must be integers or bool of shape .*got float32"),
         (lambda: mine_triplets(X, [0, 0, 1, 1]), TypeError, "labels must be a torch.Tensor, got list"),
         (
             lambda: mine_triplets(X, L, torch.randn(4, 2)),
@@ -224,7 +222,6 @@ X, L = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
             "ref must have as many columns as anchor, 3, got 2",
         ),
         (lambda: mine_triplets(X, L, torch.randn(5, 3)), ValueError, "labels must have one entry per row of ref, 5"),
-        (lambda: mine_triplets(X, L, X.double()), TypeError, "ref must have the dtype of anchor"),
         (lambda: mine_triplets(X, L, X, L[:, None]), ValueError, "ref_labels must be of the kind of labels"),
         (lambda: mine_triplets(X, L, ref_labels=L), ValueError, "ref_labels must come with ref"),
         (lambda: mine_triplets(X, L, margin=-1), ValueError, "margin must be finite and >= 0, got -1"),

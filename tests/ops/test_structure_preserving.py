@@ -163,7 +163,7 @@ X, L = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
         (lambda: structure_preserving_loss(X, X, L[:3]), ValueError, "image_labels must have one entry per row"),
         (lambda: structure_preserving_loss(X, X, L, L[:3]), ValueError, "text_labels must have one entry per row"),
         (lambda: structure_preserving_loss(X, X[:3], L), ValueError, "image_labels must .* per row of text, 3"),
-        (lambda: structure_preserving_loss(X, X, L.double()), TypeError, "image_labels must be int64 .*got float64"),
+        (lambda: structure_preserving_loss(X, X, L.double()), TypeError, "image_labels must be integers .*got float64"),
         (lambda: structure_preserving_loss(X, X[:, :2], L), ValueError, "text must have as many columns as image, 3"),
         (lambda: structure_preserving_loss(X, X, L, margin=-1), ValueError, "margin must be finite and >= 0, got -1"),
         (lambda: structure_preserving_loss(X, X, L, gamma=-1), ValueError, "gamma must be finite and >= 0, got -1"),

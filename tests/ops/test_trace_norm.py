@@ -321,7 +321,7 @@ def test_gradient_only_where_needed():
 def test_second_derivative_is_refused():
     x, y = (v.requires_grad_() for v in views(30, 5, 4))
     (gx,) = torch.autograd.grad(trace_norm_loss(x, y), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="does not require grad"):
+    with pytest.raises(RuntimeError, match="trace_norm_loss is differentiable once"):
         gx.sum().backward()
 
 
@@ -335,7 +335,6 @@ def test_second_derivative_is_refused():
         ((torch.randn(4, 2), torch.randn(5, 2)), {}, ValueError, "y must have as many rows as x, 4, got 5"),
         ((torch.randn(1, 2), torch.randn(1, 2)), {}, ValueError, "x must have at least 2 rows, got 1"),
         ((torch.randn(4, 0), torch.randn(4, 2)), {}, ValueError, "x must have at least one column"),
-        ((torch.randn(4, 2), torch.randn(4, 2).double()), {}, TypeError, "y must have the dtype of x, float32"),
         ((torch.ones(4, 2).long(), torch.randn(4, 2)), {}, TypeError, "x must be float64, .* got int64"),
         (([[1.0]], torch.randn(4, 2)), {}, TypeError, "x must be a torch.Tensor, got list"),
         ((torch.randn(4, 2), torch.randn(4, 2, device="meta")), {}, ValueError, "y must be on the device of x, cpu"),

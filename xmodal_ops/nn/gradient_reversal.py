@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import _checks
 from .._dtypes import dtype_name
+from ..ops.autograd import apply
 
 
 class _GradientReversal(torch.autograd.Function):
@@ -30,7 +32,8 @@ def gradient_reversal(x: Tensor, scale: float = 1.0) -> Tensor:
         scale: λ >= 0; the gradient is multiplied by −λ, and 0 stops it.
 
     Returns:
-        x unchanged, not a copy. The backward pass takes O(size of x) time.
+        x unchanged, not a copy. The backward pass takes O(size of x) time. Differentiable any number of times: the
+        gradient of a penalty on gradients is reversed as well.
 
     Raises:
         TypeError: x is not a floating-point tensor.
@@ -38,11 +41,10 @@ def gradient_reversal(x: Tensor, scale: float = 1.0) -> Tensor:
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+    _checks.without_tangent("x", x)
     if not x.is_floating_point():
         raise TypeError(f"x must be floating, got {dtype_name(x.dtype)}")
-    if not 0 <= scale < math.inf:
-        raise ValueError(f"scale must be finite and >= 0, got {scale!r}")
-    return _GradientReversal.apply(x, float(scale))
+    return apply(_GradientReversal, x, _checks.non_negative("scale", scale))
 
 
 def reversal_schedule(progress: float, steepness: float = 10.0) -> float:

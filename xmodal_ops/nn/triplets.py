@@ -49,5 +49,6 @@ class MaxViolationLoss(LossModule):
         self,
         image: Tensor,  # (m, d)
         text: Tensor,  # (m, d)
+        ids: Tensor | None = None,  # (m,)
     ) -> Tensor:
-        return max_violation_loss(image, text, **self.options())
+        return max_violation_loss(image, text, ids, **self.options())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from .._dtypes import WITHOUT_FP64
+from .._dtypes import WITHOUT_FP64, full_precision, widest_dtype
 
 Implementation = TypeVar("Implementation", bound=Callable[..., Any])
 
@@ -71,31 +71,39 @@ def flattened(function: Callable[..., Any], like: Callable[..., Any] | None = No
     signature = _signature(like or function)
 
     def wrapped(*args: Any) -> Any:
-        result = function(*signature.group(args))
+        device = next(a.device for a in args if isinstance(a, Tensor))
+        with full_precision(device):  # backward runs under the autocast of its caller
+            result = function(*signature.group(args))
         return result.contiguous() if isinstance(result, Tensor) else tuple(t.contiguous() for t in result)
 
     return wrapped
 
 
-def _anywhere(portable: Callable[..., Any]) -> Callable[..., Any]:
-    """The portable path, on the CPU for devices without fp64 (which lack LAPACK's decompositions, too)."""
+def anywhere(name: str) -> Callable[..., Any]:
+    """The portable path of an op, on the CPU for devices without fp64 (which lack LAPACK's decompositions, too)."""
+    portable = flattened(_PORTABLE[name])
 
     def wrapped(*args: Any) -> Any:
         device = next(a.device for a in args if isinstance(a, Tensor))
         if device.type not in WITHOUT_FP64:
             return portable(*args)
         result = portable(*(a.cpu() if isinstance(a, Tensor) else a for a in args))
-        return result.to(device) if isinstance(result, Tensor) else tuple(t.to(device) for t in result)
+        return _moved(result, device) if isinstance(result, Tensor) else tuple(_moved(t, device) for t in result)
 
     return wrapped
+
+
+def _moved(result: Tensor, device: torch.device) -> Tensor:
+    dtype = widest_dtype(device) if result.dtype == torch.float64 else result.dtype
+    return result.to(dtype).to(device)
 
 
 def define(name: str, portable: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Declares an op, with its portable torch implementation (every device) and its shape function."""
     LIBRARY.define(_signature(portable).schema(name), tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, _anywhere(flattened(portable)), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"xmodal::{name}", flattened(fake, like=portable), lib=LIBRARY)
     _PORTABLE[name] = portable
+    LIBRARY.impl(name, anywhere(name), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"xmodal::{name}", flattened(fake, like=portable), lib=LIBRARY)
     OPS[name] = {"cpu": "torch", "cuda": "torch"}
 
 

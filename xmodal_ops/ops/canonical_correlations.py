@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import _checks
 from .._dtypes import accumulation_dtype, full_precision
 from ._library import define
+from .autograd import apply, differentiable_once
 from .portable import canonical_correlations as portable
 
 
@@ -43,7 +43,7 @@ class _CanonicalCorrelations(torch.autograd.Function):
         return sigma
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("canonical_correlations")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y = ctx.saved_tensors
         gx, gy = torch.ops.xmodal.canonical_correlations_backward(grad.contiguous(), x, y, *ctx.ridges)
@@ -70,9 +70,9 @@ def canonical_correlations(
 
     Time O(m d² + d³), or O(m² d + m³) if a view has m <= d (dual side). Hotelling, Biometrika 1936.
     """
-    _checks.pair(x, y)
+    x, y = _checks.pair(x, y)
     rx, ry = _checks.ridges(ridge)
     k = _checks.leading(top_k, x.shape[1], y.shape[1])
     with full_precision(x.device):
-        sigma: Tensor = _CanonicalCorrelations.apply(x, y, rx, ry, k)
+        sigma: Tensor = apply(_CanonicalCorrelations, x, y, rx, ry, k)
         return sigma

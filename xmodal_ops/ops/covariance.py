@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import _C, _checks
 from .._dtypes import accumulation_dtype, full_precision
 from ._library import define, implement
+from .autograd import apply, differentiable_once
 from .portable import covariance as portable
 from .types import Covariance
 
@@ -119,7 +119,7 @@ class _Covariance(torch.autograd.Function):
         return tuple(torch.ops.xmodal.covariance(x, y, rx, ry))
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("covariance")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, y = ctx.saved_tensors
         gx, gy = torch.ops.xmodal.covariance_backward(x, y, *(g.contiguous() for g in grads))
@@ -131,7 +131,7 @@ def covariance(x: Tensor, y: Tensor | None = None, *, ridge: float | Sequence[fl
 
     Args:
         x: (m, dx), rows are samples; fp64, fp32, bf16 or fp16.
-        y: (m, dy), of the same dtype and device, or None.
+        y: (m, dy), on the same device, or None.
         ridge: added to the diagonals of `xx` and `yy`; a number or a pair (rx, ry), in squared units of the data.
 
     Returns:
@@ -147,10 +147,10 @@ def covariance(x: Tensor, y: Tensor | None = None, *, ridge: float | Sequence[fl
     """
     _checks.matrix("x", x)
     if y is not None:
-        _checks.pair(x, y)
+        x, y = _checks.pair(x, y)
     rx, ry = _checks.ridges(ridge)
     with full_precision(x.device):
-        parts = _Covariance.apply(x, y, rx, ry)
+        parts = apply(_Covariance, x, y, rx, ry)
     if y is None:
         return Covariance(parts[0], None, None, parts[3], None)
     return Covariance(*parts)

@@ -19,6 +19,7 @@ from .triplet_margin import TripletStats
 def max_violation_loss(
     image: Tensor,
     text: Tensor,
+    ids: Tensor | None = None,
     *,
     margin: float = 0.2,
     reduction: str = "mean",
@@ -26,11 +27,18 @@ def max_violation_loss(
 ) -> Tensor: ...
 @overload
 def max_violation_loss(
-    image: Tensor, text: Tensor, *, margin: float = 0.2, reduction: str = "mean", return_stats: Literal[True]
+    image: Tensor,
+    text: Tensor,
+    ids: Tensor | None = None,
+    *,
+    margin: float = 0.2,
+    reduction: str = "mean",
+    return_stats: Literal[True],
 ) -> tuple[Tensor, TripletStats]: ...
 def max_violation_loss(
     image: Tensor,
     text: Tensor,
+    ids: Tensor | None = None,
     *,
     margin: float = 0.2,
     reduction: str = "mean",
@@ -38,14 +46,16 @@ def max_violation_loss(
 ) -> Tensor | tuple[Tensor, TripletStats]:
     """The max of hinges loss of VSE++ over pairs (image i, text i).
 
-        ℓ_i = max_k max(0, α + s(v_i, t_k) − s(v_i, t_i)) + max_k max(0, α + s(v_k, t_i) − s(v_i, t_i)),   k ≠ i
+        ℓ_i = max_k max(0, α + s(v_i, t_k) − s(v_i, t_i)) + max_k max(0, α + s(v_k, t_i) − s(v_i, t_i)),   id_k ≠ id_i
 
     with the cosine similarity s; the most similar negative is the nearest one on the unit sphere. A row that is not
     finite (or whose squared norm overflows) gives NaN; a single pair, which has no negatives, gives 0.
 
     Args:
         image: (m, d) float64, float32, bfloat16 or float16; normalised here.
-        text: (m, d).
+        text: (m, d); the wider dtype of both counts.
+        ids: (m,) integers, equal for rows that hold the same item, such as two captions of one image: a duplicate is no
+            negative. By default all rows differ.
         margin: α.
         reduction: "mean" over pairs, or "sum" as in the paper.
         return_stats: also returns TripletStats; distances are those on the unit sphere.
@@ -59,18 +69,21 @@ def max_violation_loss(
     Time O(m² d), memory O(m d).
     Faghri et al., "VSE++: Improving Visual-Semantic Embeddings with Hard Negatives", BMVC 2018, eq. 6.
     """
-    _checks.pair(image, text, 1, ("image", "text"))
+    image, text = _checks.pair(image, text, 1, ("image", "text"))
     _checks.same_width("text", text, "image", image)
+    if ids is None:
+        ids = torch.arange(image.shape[0], device=image.device)
+    elif _checks.labels("ids", ids, "image", image).ndim != 1:
+        raise ValueError(f"ids must have shape (m,), got {tuple(ids.shape)}")
     margin = _checks.non_negative("margin", margin)
     _checks.choice("reduction", reduction, ("mean", "sum"))
     with full_precision(image.device):
         factor = nan_unless_finite(image, text)
         v, t = (normalize(x.to(accumulation_dtype(x.dtype)), dim=1) for x in (image, text))
-        pair = torch.arange(v.shape[0], device=v.device)
         similarity = (v * t).sum(1)
         terms, mined = [], []
         for anchor, ref in ((v, t), (t, v)):
-            found = mine_triplets(anchor.detach(), pair, ref.detach())
+            found = mine_triplets(anchor.detach(), ids, ref.detach())
             hardest = (anchor * ref[found.negative_idx.clamp(min=0)]).sum(1)
             terms.append((margin + hardest - similarity).relu().where(found.valid, 0.0))
             mined.append(found)
@@ -81,6 +94,7 @@ def max_violation_loss(
         return loss
     active, valid = torch.cat(terms).detach() > 0, torch.cat([found.valid for found in mined])
     number = valid.sum()
-    distances = ([found.d_ap for found in mined], [found.d_an for found in mined])
+    apart = torch.linalg.vector_norm((v - t).detach(), dim=1)
+    distances = [apart.where(found.valid, 0.0) for found in mined], [found.d_an for found in mined]
     means = (torch.cat(d).sum() / number.clamp(min=1) for d in distances)
     return loss, TripletStats(active.sum(), number, mined[0].valid.sum(), *means)

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import _C, _checks
 from .._dtypes import accumulation_dtype, full_precision
 from ._library import define, implement
+from .autograd import apply, differentiable_once
 from .pairs import NativePairs, excludes_diagonal, labelled_sets
 from .portable import mining as portable
 from .portable.mining import TripletMining
@@ -82,7 +82,7 @@ class _PairDistance(torch.autograd.Function):
         return distance.clone()
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("mine_triplets")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         anchor, ref, index, distance = ctx.saved_tensors
         differentiable = (index >= 0) & (distance > 0)
@@ -122,14 +122,14 @@ def mine_triplets(
 
     Args:
         anchor: (m, d) float64, float32, bfloat16 or float16.
-        labels: labels of the anchors: int64 (m,), bool multi-hot (m, C), or packed words (see `pack_labels`).
-        ref: (n, d), the other modality; by default the anchors themselves.
+        labels: labels of the anchors: integers (m,), multi-hot bool or 0/1 (m, C), or packed words (see `pack_labels`).
+        ref: (n, d), the other modality; by default the anchors themselves. The wider dtype of both counts.
         ref_labels: labels of the references; by default `labels`.
         positive: "hard", the farthest, or "easy", the nearest.
         negative: "hard", the nearest; "easy", the farthest; "random", any with equal probability; or "semihard", the
             nearest of those strictly farther than a positive.
-        semihard: which positive: "chosen_positive" (FaceNet's rule), or "hardest_positive" (farther than all positives,
-            as pytorch-metric-learning's BatchEasyHardMiner).
+        semihard: which positive: "chosen_positive", as FaceNet and pytorch-metric-learning's BatchEasyHardMiner, or
+            "hardest_positive", farther than all positives.
         margin: semihard negatives are farther than that positive by at most this; by default by any distance.
         seed: seed of random negatives; by default drawn from torch's generator.
         exclude_diagonal: leaves out the pairs (i, i); by default only if `ref` is None.
@@ -151,13 +151,13 @@ def mine_triplets(
     options = TripletMining(positive, negative, semihard, limit, exclude)
     state = None
     if negative == "random":
-        state = torch.randint(1 << 62, ()) if seed is None else torch.tensor(seed)
+        state = torch.randint(1 << 62, ()) if seed is None else torch.tensor(_checks.integer("seed", seed))
     rows = sets.anchor.detach(), sets.ref.detach()
     with full_precision(anchor.device):
         positive_idx, negative_idx, d_ap, d_an, n_pos, n_neg = torch.ops.xmodal.mine_triplets(
             *rows, *sets[2:], *options, state
         )
-        d_ap = _PairDistance.apply(sets.anchor, sets.ref, positive_idx, d_ap)
-        d_an = _PairDistance.apply(sets.anchor, sets.ref, negative_idx, d_an)
+        d_ap = apply(_PairDistance, sets.anchor, sets.ref, positive_idx, d_ap)
+        d_an = apply(_PairDistance, sets.anchor, sets.ref, negative_idx, d_an)
     valid = (positive_idx >= 0) & (negative_idx >= 0)
     return MinedTriplets(positive_idx, negative_idx, d_ap, d_an, n_pos, n_neg, valid)

@@ -38,31 +38,33 @@ def pack_labels(multi_hot: Tensor) -> Tensor:
 
 def labelled_sets(
     anchor: Tensor,  # (m, d)
-    labels: Tensor,  # (m,) int64, (m, C) bool or (m, words) int64
+    labels: Tensor,  # of a form that `_checks.labels` describes
     ref: Tensor | None,  # (n, d); None: the anchors
-    ref_labels: Tensor | None,  # of either form, for n rows; None: `labels`
+    ref_labels: Tensor | None,  # of the same form, for n rows; None: `labels`
     names: tuple[str, str, str, str] = ("anchor", "labels", "ref", "ref_labels"),
 ) -> LabelledSets:
-    """The arguments of a public function, checked under its names for them; multi-hot labels become bit sets."""
+    """The arguments of a public function, checked under its names; rows of one dtype, multi-hot labels as bit sets."""
     _checks.matrix(names[0], anchor, 1)
-    _checks.labels(names[1], labels, names[0], anchor)
+    checked = _checks.labels(names[1], labels, names[0], anchor)
     if ref is None:
         if ref_labels is not None:
             raise ValueError(f"{names[3]} must come with {names[2]}, got {names[3]} alone")
-        packed = pack_labels(labels) if labels.dtype == torch.bool else labels
+        packed = _packed(checked)
         return LabelledSets(anchor, anchor, packed, packed)
     _checks.matrix(names[2], ref, 1)
-    _checks.same_kind(names[2], ref, names[0], anchor)
+    _checks.same_device(names[2], ref, names[0], anchor)
     _checks.same_width(names[2], ref, names[0], anchor)
     if ref_labels is None:
-        _checks.labels(names[1], labels, names[2], ref)
-        ref_labels = labels
+        packed = packed_ref = _packed(_checks.labels(names[1], labels, names[2], ref))
     else:
-        _checks.labels(names[3], ref_labels, names[2], ref)
-        _checks.same_labels(names[3], ref_labels, names[1], labels)
-    if labels.dtype == torch.bool:
-        labels, ref_labels = pack_labels(labels), pack_labels(ref_labels)
-    return LabelledSets(anchor, ref, labels, ref_labels)
+        checked_ref = _checks.labels(names[3], ref_labels, names[2], ref)
+        _checks.same_labels(names[3], checked_ref, names[1], checked)
+        packed, packed_ref = _packed(checked), _packed(checked_ref)
+    return LabelledSets(*_checks.promoted(anchor, ref), packed, packed_ref)
+
+
+def _packed(labels: Tensor) -> Tensor:
+    return pack_labels(labels) if labels.dtype == torch.bool else labels
 
 
 def excludes_diagonal(exclude_diagonal: bool | None, one_set: bool, sets: LabelledSets) -> bool:

@@ -6,11 +6,11 @@ from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import _C, _checks
-from .._dtypes import accumulation_dtype, full_precision
+from .._dtypes import accumulation_dtype, full_precision, widest_dtype
 from ._library import define, implement
+from .autograd import apply, differentiable_once
 from .pairs import NativePairs, empty_gradients, labelled_sets, pair_sums
 from .portable import structure_preserving as portable
 from .portable.structure_preserving import StructurePreserving, label_weights
@@ -29,7 +29,7 @@ class StructureStats(NamedTuple):
 
 def _fake(sets: LabelledSets, options: StructurePreserving, needs: Needs) -> tuple[Tensor, ...]:
     value = sets.anchor.new_empty((), dtype=accumulation_dtype(sets.anchor.dtype))
-    stats = sets.anchor.new_empty(len(StructureStats._fields), dtype=torch.float64)
+    stats = sets.anchor.new_empty(len(StructureStats._fields), dtype=widest_dtype(sets.anchor.device))
     return value, stats, *empty_gradients(sets.anchor, sets.ref, needs)
 
 
@@ -93,13 +93,13 @@ class _StructurePreserving(torch.autograd.Function):
         value, stats, *gradients = torch.ops.xmodal.structure_preserving(
             image, text, image_labels, text_labels, *options, *ctx.needs_input_grad[:2]
         )
-        ctx.save_for_backward(*gradients)
+        ctx.save_for_backward(*gradients, image, text)
         ctx.dtype = image.dtype
         ctx.mark_non_differentiable(stats)
         return value, stats
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("structure_preserving_loss")
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad
         gradients = ((g * grad).to(ctx.dtype) if need else None for g, need in zip(ctx.saved_tensors, needs))
@@ -151,8 +151,8 @@ def structure_preserving_loss(
 
     Args:
         image: (m, d) float64, float32, bfloat16 or float16.
-        text: (n, d).
-        image_labels: int64 (m,), bool multi-hot (m, C), or packed words (see `pack_labels`).
+        text: (n, d); the wider dtype of both counts.
+        image_labels: integers (m,), multi-hot bool or 0/1 (m, C), or packed words (see `pack_labels`).
         text_labels: labels of the texts, in the same form; by default `image_labels`.
         margin: μ.
         gamma: γ, the weight of negatives.
@@ -174,7 +174,7 @@ def structure_preserving_loss(
     _checks.choice("reduction", reduction, ("mean", "sum"))
     options = StructurePreserving(margin, gamma, reduction)
     with full_precision(image.device):
-        loss, stats = _StructurePreserving.apply(*sets, *options)
+        loss, stats = apply(_StructurePreserving, *sets, *options)
     if not return_stats:
         return loss
     of = PairSums(loss, *stats)

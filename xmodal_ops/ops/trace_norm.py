@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import _C, _checks
 from .._dtypes import HALVES, accumulation_dtype, full_precision
 from ._library import define, implement
+from .autograd import apply, differentiable_once
 from .covariance import native, native_backward
 from .portable import trace_norm as portable
 
@@ -88,13 +88,13 @@ class _TraceNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, y: Tensor, rx: float, ry: float, top_k: int) -> Tensor:
         need_x, need_y = ctx.needs_input_grad[:2]
         value, gx, gy = torch.ops.xmodal.trace_norm(x, y, rx, ry, top_k, need_x, need_y)
-        ctx.save_for_backward(gx, gy)
+        ctx.save_for_backward(gx, gy, x, y)
         return -value
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("trace_norm_loss")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gx, gy = ctx.saved_tensors
+        gx, gy, _, _ = ctx.saved_tensors
         need_x, need_y = ctx.needs_input_grad[:2]
         return _scaled(gx, grad) if need_x else None, _scaled(gy, grad) if need_y else None, None, None, None
 
@@ -110,7 +110,8 @@ def trace_norm_loss(x: Tensor, y: Tensor, *, ridge: float | Sequence[float] = 1e
     Args:
         x: (m, dx) outputs of one network, rows are samples; fp64, fp32, bf16 or fp16 (accumulated in fp32). Or
             (B, m, dx), a batch of B independent problems.
-        y: (m, dy) or (B, m, dy) outputs of the other network; row i is the partner of row i of x.
+        y: (m, dy) or (B, m, dy) outputs of the other network; row i is the partner of row i of x. The wider
+            dtype of both counts; each gradient has its own.
         ridge: added to the diagonals of the covariances (which divide by m − 1), in squared units of the outputs; a
             number or a pair (rx, ry).
         top_k: the number of leading canonical correlations that count (Ky Fan norm); all by default.
@@ -136,9 +137,9 @@ def trace_norm_loss(x: Tensor, y: Tensor, *, ridge: float | Sequence[float] = 1e
     >>> loss = trace_norm_loss(image_net(images), text_net(texts))
     >>> loss.backward()
     """
-    _checks.pair(x, y, batched=True)
+    x, y = _checks.pair(x, y, batched=True)
     rx, ry = _checks.ridges(ridge)
     k = _checks.leading(top_k, x.shape[-1], y.shape[-1])
     with full_precision(x.device):
-        loss: Tensor = _TraceNorm.apply(x, y, rx, ry, k)
+        loss: Tensor = apply(_TraceNorm, x, y, rx, ry, k)
         return loss

@@ -6,11 +6,11 @@ from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import _C, _checks
-from .._dtypes import accumulation_dtype, full_precision
+from .._dtypes import accumulation_dtype, full_precision, widest_dtype
 from ._library import define, implement
+from .autograd import apply, differentiable_once
 from .mining import mine_triplets
 from .pairs import NativePairs, empty_gradients, excludes_diagonal, labelled_sets, nan_unless_finite, pair_sums
 from .portable import triplet_margin as portable
@@ -31,7 +31,7 @@ class TripletStats(NamedTuple):
 
 
 def _fake(sets: LabelledSets, weight: Tensor | None, options: TripletMargin, needs: Needs) -> tuple[Tensor, ...]:
-    sums = sets.anchor.new_empty(len(PairSums._fields), sets.anchor.shape[0], dtype=torch.float64)
+    sums = sets.anchor.new_empty(len(PairSums._fields), sets.anchor.shape[0], dtype=widest_dtype(sets.anchor.device))
     return sums, *empty_gradients(sets.anchor, sets.ref, needs)
 
 
@@ -73,15 +73,15 @@ class _TripletMargin(torch.autograd.Function):
         active = of.active.sum()
         number = {"mean_active": active, "mean": of.triplets(), "sum": torch.ones_like(active)}[reduction]
         scale = 1 / number.clamp(min=1)
-        ctx.save_for_backward(scale, *gradients)
+        ctx.save_for_backward(scale, *gradients, anchor, ref)
         ctx.dtype = anchor.dtype
         ctx.mark_non_differentiable(sums)
         return (of.loss.sum() * scale).to(accumulation_dtype(anchor.dtype)), sums
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("triplet_margin_loss")
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        scale, *gradients = ctx.saved_tensors
+        scale, *gradients, _, _ = ctx.saved_tensors
         scale = (scale * grad).to(gradients[0].dtype)
         needs = ctx.needs_input_grad
         results = ((g * scale).to(ctx.dtype) if need else None for g, need in zip(gradients, needs))
@@ -104,7 +104,7 @@ class _TripletMarginPerAnchor(torch.autograd.Function):
         return PairSums(*sums).loss.to(accumulation_dtype(anchor.dtype)), sums
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("triplet_margin_loss")
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad
         _, *gradients = torch.ops.xmodal.triplet_margin(*ctx.saved_tensors, grad, *ctx.options, *needs[:2])
@@ -174,8 +174,8 @@ def triplet_margin_loss(
 
     Args:
         anchor: (m, d) float64, float32, bfloat16 or float16.
-        labels: labels of the anchors: int64 (m,), bool multi-hot (m, C), or packed words (see `pack_labels`).
-        ref: (n, d), the other modality; by default the anchors themselves.
+        labels: labels of the anchors: integers (m,), multi-hot bool or 0/1 (m, C), or packed words (see `pack_labels`).
+        ref: (n, d), the other modality; by default the anchors themselves. The wider dtype of both counts.
         ref_labels: labels of the references; by default `labels`.
         margin: how much farther than positives negatives should be.
         triplets: "all"; "hard", those with d(a, n) < d(a, p); "semihard", those with d(a, p) <= d(a, n) <
@@ -206,9 +206,9 @@ def triplet_margin_loss(
     options = TripletMargin(margin, triplets, exclude)
     with full_precision(anchor.device):
         if reduction == "none":
-            loss, sums = _TripletMarginPerAnchor.apply(*sets, *options)
+            loss, sums = apply(_TripletMarginPerAnchor, *sets, *options)
         else:
-            loss, sums = _TripletMargin.apply(*sets, reduction, *options)
+            loss, sums = apply(_TripletMargin, *sets, reduction, *options)
     if not return_stats:
         return loss
     of = PairSums(*sums)

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import _checks
 from .._dtypes import full_precision
 from ._library import define
+from .autograd import apply, differentiable_once
 from .portable import whiten as portable
 
 define("whiten", portable.whiten, lambda x, *_: torch.empty_like(x))
@@ -26,7 +26,7 @@ class _Whiten(torch.autograd.Function):
         return w
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("whiten")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         return torch.ops.xmodal.whiten_backward(grad.contiguous(), x, *ctx.options), None, None
@@ -58,5 +58,5 @@ def whiten(x: Tensor, *, ridge: float = 1e-3, method: Literal["cholesky", "zca"]
         raise TypeError("ridge must be a number, got a sequence")
     r, _ = _checks.ridges(ridge)
     with full_precision(x.device):
-        w: Tensor = _Whiten.apply(x, r, method == "zca")
+        w: Tensor = apply(_Whiten, x, r, method == "zca")
         return w

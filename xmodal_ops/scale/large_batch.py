@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from .._dtypes import accumulation_dtype
 from ..nn import TraceNormLoss
+from ..ops.autograd import differentiable_once
 from . import collective
 from .streamed_trace_norm import StreamedTraceNorm
 from .trace_norm import TraceNormLoss as GlobalTraceNormLoss
@@ -304,10 +304,11 @@ class _LargeBatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, passes: _TwoPasses, *parameters: Tensor) -> Tensor:
         ctx.passes = passes
+        ctx.save_for_backward(*parameters)
         return passes.forward()
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("large_batch_loss")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         by_parameters = [None if g is None else g * grad for g in ctx.passes.by_parameters]
         return None, *ctx.passes.backward(grad), *by_parameters

@@ -69,7 +69,7 @@ class MomentAccumulator:
         Raises:
             ValueError, TypeError: views that do not match each other, or earlier chunks in columns or dtype.
         """
-        _checks.pair(x, y, min_rows=1)
+        x, y = _checks.pair(x, y, min_rows=1)
         if self.count:
             self._refuse_other_columns("x and y", (x.shape[1], y.shape[1]))
             if x.dtype != self.input_dtype:

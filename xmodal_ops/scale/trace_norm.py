@@ -8,9 +8,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import nn
+from ..ops.autograd import apply, differentiable_once
 from . import collective
 from .streamed_trace_norm import GlobalTraceNorm
 
@@ -23,7 +23,7 @@ class _GlobalTraceNorm(torch.autograd.Function):
         return norm.finish_agreed()
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("trace_norm_loss")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y = ctx.saved_tensors
         gx, gy = ctx.norm.gradients(x, y)
@@ -66,7 +66,7 @@ def trace_norm_loss(
         return norms[0].header()
 
     collective.agree(header, group)
-    loss: Tensor = _GlobalTraceNorm.apply(x, y, norms[0])
+    loss: Tensor = apply(_GlobalTraceNorm, x, y, norms[0])
     return loss
 
 

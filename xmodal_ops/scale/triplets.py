@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import _checks
-from .._dtypes import accumulation_dtype, dtype_name, full_precision
+from .._dtypes import accumulation_dtype, dtype_name, full_precision, widest_dtype
+from ..ops.autograd import apply, differentiable_once
 from ..ops.pairs import labelled_sets, nan_unless_finite
 from ..ops.portable.mining import TripletMining
 from ..ops.portable.pairs import count_positives
@@ -67,8 +67,8 @@ class _DistributedRows:
         return rows if rank == self.rank else None
 
     def total(self, *numbers: Tensor) -> Tensor:
-        """Sums of scalars over all ranks, in double precision."""
-        sums = torch.stack([n.double() for n in numbers])
+        """Sums of scalars over all ranks, in the widest dtype of the device."""
+        sums = torch.stack([n.to(widest_dtype(n.device)) for n in numbers])
         with collective.answering():
             dist.all_reduce(sums, group=self.group)
         return sums
@@ -131,12 +131,12 @@ class _Loss(torch.autograd.Function):
         grad_anchor: Tensor,  # (m, d) in the accumulation dtype
         grad_ref: Tensor,  # (n, d)
     ) -> Tensor:
-        ctx.save_for_backward(grad_anchor, grad_ref)
+        ctx.save_for_backward(grad_anchor, grad_ref, anchor, ref)
         ctx.dtype = anchor.dtype
         return value.clone()
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("the loss of all processes")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad[:2]
         gradients = ((g * grad).to(ctx.dtype) if need else None for g, need in zip(ctx.saved_tensors, needs))
@@ -181,6 +181,7 @@ def structure_preserving_loss(
         group,
     )
     sets, images, texts, need = batch
+    image, text = sets.anchor, sets.ref
     with torch.no_grad(), full_precision(image.device):
         # The labels of all rows give the numbers of positives, and these the weights of every row.
         all_text_labels = texts.gather(sets.ref_labels)
@@ -188,7 +189,7 @@ def structure_preserving_loss(
         of_texts = texts.gather(count_positives(images.gather(sets.anchor_labels), sets.ref_labels)[1])
         weights = pair_weights(of_images, of_texts, StructurePreserving(margin, gamma, reduction))
         own = slice(images.start, images.start + len(image))
-        value = torch.zeros((), dtype=torch.float64, device=image.device)
+        value = torch.zeros((), dtype=widest_dtype(image.device), device=image.device)
         wide = accumulation_dtype(image.dtype)
         grad_image, grad_text = torch.zeros_like(image, dtype=wide), torch.zeros_like(text, dtype=wide)
         start = 0
@@ -207,7 +208,7 @@ def structure_preserving_loss(
                 grad_text = grad_text if reduced is None else reduced
         value = images.total(value)[0].to(wide)
         factor = images.world if averaged else 1
-    loss: Tensor = _Loss.apply(image, text, value, grad_image * factor, grad_text * factor)
+    loss: Tensor = apply(_Loss, image, text, value, grad_image * factor, grad_text * factor)
     return loss
 
 
@@ -257,10 +258,10 @@ def triplet_margin_loss(
         total, active, number = anchors.total(own.loss, own.active, own.triplets).unbind()
         count = {"mean_active": active, "mean": number, "sum": torch.ones_like(active)}[reduction].clamp(min=1)
         scale = (anchors.world if averaged else 1) / count
-        value = (total / count).to(accumulation_dtype(anchor.dtype))
+        value = (total / count).to(accumulation_dtype(sets.anchor.dtype))
         # If any process has a row that is not finite, every gradient is NaN.
         scale = (scale + 0 * total).to(value.dtype)
-    loss: Tensor = _Loss.apply(sets.anchor, sets.ref, value, own.grad_anchor * scale, own.grad_ref * scale)
+    loss: Tensor = apply(_Loss, sets.anchor, sets.ref, value, own.grad_anchor * scale, own.grad_ref * scale)
     return loss
 
 
@@ -339,7 +340,7 @@ def _batch_hard(batch: _Batch, options: TripletMargin) -> _OwnTriplets:
         negative.update(rank, negative_idx, d_an)
     valid = positive.score.isfinite() & negative.score.isfinite()
     terms = (options.margin + positive.score + negative.score).relu().where(valid, 0.0)
-    total = terms.double().sum() * nan_unless_finite(anchor, ref)
+    total = terms.to(widest_dtype(anchor.device)).sum() * nan_unless_finite(anchor, ref)
     grad_anchor, grad_ref = torch.zeros_like(anchor, dtype=wide), torch.zeros_like(ref, dtype=wide)
     if need:
         for rank, block in enumerate(refs.blocks(ref)):

@@ -48,7 +48,7 @@ def count_positives(anchor_labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, 
     if anchor_labels.ndim == 1:
 
         def matches(these: Tensor, those: Tensor) -> Tensor:
-            order = those.sort().values
+            order, these = those.sort().values, these.contiguous()
             return torch.searchsorted(order, these, right=True) - torch.searchsorted(order, these)
 
         return matches(anchor_labels, ref_labels), matches(ref_labels, anchor_labels)
