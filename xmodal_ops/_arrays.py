@@ -74,7 +74,7 @@ def _stack(name: str, rows: Any) -> Tensor:
 
 def _from_numpy(name: str, x: Any) -> Tensor:
     needed = f"{name} must be an array of numbers"
-    if isinstance(x, (str, bytes, dict, set)) or x is None:
+    if isinstance(x, (str, bytes, dict, set, type(None))) and not hasattr(x, "toarray"):
         raise TypeError(f"{needed}, got {type(x).__name__}")
     try:
         array = np.asanyarray(x.toarray() if hasattr(x, "toarray") else x)
