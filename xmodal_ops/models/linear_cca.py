@@ -308,30 +308,35 @@ class LinearCCA:
         """Fits to x and y and returns their variates."""
         return self.fit(x, y).transform(x, y)
 
-    def embed_image(self, image: Array) -> Tensor:
-        """Images in the retrieval space, as the other models give them: a tensor (m, k) on the device of the model.
+    def embed_image(self, image: Array, *, batch_size: int = 65536) -> Tensor:
+        """Images in the retrieval space, as the other models give them.
 
         Args:
             image: x of `transform`, or images (m, channels, height, width) whose pixels are its columns; bytes in them
                 count as their 255th part.
+            batch_size: the number of items at a time.
+
+        Returns:
+            (m, k) on the device of the model, in the floating type of the images; float32 for half types.
         """
-        return self._embed(0, image)
+        return self._embed(0, image, batch_size)
 
-    def embed_text(self, text: Array) -> Tensor:
-        """Texts in the retrieval space, (m, k) of at least float32, on the device of the model."""
-        return self._embed(1, text)
+    def embed_text(self, text: Array, *, batch_size: int = 65536) -> Tensor:
+        """Texts in the retrieval space, as `embed_image` gives images."""
+        return self._embed(1, text, batch_size)
 
-    def embed(self, image: Array, text: Array) -> tuple[Tensor, Tensor]:
-        """Both views in the retrieval space, in one floating type."""
-        return _common(self.embed_image(image), self.embed_text(text))
+    def embed(self, image: Array, text: Array, *, batch_size: int = 65536) -> tuple[Tensor, Tensor]:
+        """Both views in the retrieval space, in the wider of their floating types."""
+        return _common(self.embed_image(image, batch_size=batch_size), self.embed_text(text, batch_size=batch_size))
 
-    def _embed(self, side: int, x: Array) -> Tensor:
+    def _embed(self, side: int, x: Array, batch_size: int) -> Tensor:
         s, name = self.solution, ("image", "text")[side]
         if columns(x) is None:
             x = as_tensor(name, x)
             x = unit_range(x).flatten(1) if x.ndim > 2 else x
-        rows = self._read(side, x, name=name)
-        return _project(rows, *self._map(side, s)).to(s.correlations.device)
+        chunks = self._read(side, x, name=name).split(_checks.positive("batch_size", batch_size))
+        maps = self._map(side, s)
+        return torch.cat([_project(rows.to(s.correlations.device), *maps) for rows in chunks])
 
     def score(self, x: Array, y: Array) -> float:
         """Total correlation of the given pairs: the sum over components of the correlations of their variates."""
