@@ -174,6 +174,15 @@ def non_negative(name: str, value: float) -> float:
     return float(value)
 
 
+def positive(name: str, value: int) -> int:
+    """Requires an int >= 1, and returns it."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value
+
+
 def choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Requires one of the choices."""
     if value not in choices:

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 HALVES = (torch.float16, torch.bfloat16)
 FLOATS = (torch.float64, torch.float32, *HALVES)
@@ -21,6 +22,17 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def widest_dtype(device: torch.device) -> torch.dtype:
     """float64, or float32 on devices without it."""
     return torch.float32 if device.type in WITHOUT_FP64 else torch.float64
+
+
+def with_fp64(x: Tensor) -> Tensor:
+    """x itself, or a copy on the CPU if its device has no float64."""
+    return x.cpu() if x.device.type in WITHOUT_FP64 else x
+
+
+def widest(x: Tensor) -> Tensor:
+    """x in float64, on the CPU if its device has none."""
+    x = with_fp64(x)
+    return x.to(widest_dtype(x.device))
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -7,6 +7,7 @@ from sklearn.base import clone
 from sklearn.cross_decomposition import CCA
 from sklearn.model_selection import GridSearchCV
 
+from xmodal_ops import retrieval
 from xmodal_ops.models import LinearCCA
 
 
@@ -208,11 +209,129 @@ HOLE[13, 4] = np.nan
         (lambda: LinearCCA().transform_x(X), ValueError, r"must be fitted before it is used"),
         (lambda: LinearCCA().fit(X, Y).transform_x(Y), ValueError, r"x must have 9 columns as in fit, got 6"),
         (lambda: LinearCCA().fit(X, Y).transform(X, X), ValueError, r"y must have 6 columns as in fit, got 9"),
-        (lambda: LinearCCA().partial_fit(X, Y).partial_fit(Y, Y), ValueError, r"must have 9 and 6 columns as before"),
+        (
+            lambda: LinearCCA().partial_fit(X, Y).partial_fit(Y, Y),
+            ValueError,
+            r"x must have 9 columns as in fit, got 6",
+        ),
         (lambda: LinearCCA().set_params(rigde=1), ValueError, r"no parameter 'rigde'"),
         (lambda: LinearCCA().load_state_dict({"a": 1}), ValueError, r"state must be the result of .* keys \['a'\]"),
     ],
 )
 def test_errors_name_the_argument(act, error, message):
     with pytest.raises(error, match=message):
+        act()
+
+
+BAD = {
+    "NaN": (np.where(np.arange(20)[:, None] == 3, np.nan, X), "x must be finite, got NaN or infinity in row 3"),
+    "infinity": (np.where(np.arange(20)[:, None] == 3, np.inf, X), "x must be finite, got NaN or infinity in row 3"),
+    "complex": (X + 1j, "x must be real, got complex128"),
+    "mask": (np.ma.masked_less(X, 0), "x must have no masked entries"),
+    "strings": (X.astype(str), "x must be an array of numbers, got strings"),
+    "vector": (X[0], r"x must have shape \(m, d\), got \(9,\)"),
+    "three axes": (X[None], r"x must have shape \(m, d\), got \(1, 20, 9\)"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda m, x: LinearCCA().fit(x, Y),
+        lambda m, x: LinearCCA().fit([(x, Y)]),
+        lambda m, x: LinearCCA().partial_fit(x, Y),
+        lambda m, x: m.transform(x),
+        lambda m, x: m.transform(x, Y),
+        lambda m, x: m.transform_x(x),
+        lambda m, x: LinearCCA().fit(Y, X).transform_y(x),
+        lambda m, x: m.score(x, Y),
+        lambda m, x: LinearCCA().fit_transform(x, Y),
+    ],
+    ids=["fit", "chunks", "partial_fit", "transform", "both", "transform_x", "transform_y", "score", "fit_transform"],
+)
+def test_every_method_refuses_unsuitable_data(act, bad):
+    x, message = BAD[bad]
+    with pytest.raises((ValueError, TypeError), match=message.replace("x must", "[xy] must")) as caught:
+        act(LinearCCA().fit(X, Y), x)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_embed_refuses_unsuitable_data_by_the_name_of_its_argument(bad):
+    x, message = BAD[bad]
+    if bad == "three axes":
+        message = "x must have 9 columns as in fit, got 180"  # images are flattened
+    with pytest.raises((ValueError, TypeError), match=message.replace("x must", "image must")):
+        LinearCCA().fit(X, Y).embed(x, Y)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda a: a[::-1][::-1],
+        lambda a: a.astype(">f8"),
+        lambda a: a.astype(object),
+        lambda a: a.tolist(),
+        lambda a: np.ma.masked_invalid(a),
+        lambda a: torch.tensor(a).mT.contiguous().mT,
+        lambda a: torch.tensor(a).to_sparse(),
+    ],
+    ids=["strides", "byte order", "objects", "list", "no masks", "columns first", "sparse"],
+)
+def test_whatever_numpy_reads_gives_the_same_model(read):
+    want, got = LinearCCA(2).fit(X, Y), LinearCCA(2).fit(read(X), read(Y))
+    torch.testing.assert_close(got.correlations_, want.correlations_, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(np.asarray(got.transform(read(X))), want.transform(X), atol=1e-9)
+    assert got.score(read(X), read(Y)) == pytest.approx(want.score(X, Y))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_views_are_projected_in_float32(dtype):
+    x, y = (torch.tensor(v + 20).to(dtype) for v in (X, Y))
+    model, wide = LinearCCA(3).fit(x, y), LinearCCA(3).fit(x.double(), y.double())
+    torch.testing.assert_close(model.correlations_, wide.correlations_)
+    for got, want in zip(model.embed(x, y), wide.embed(x.double(), y.double())):
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+    assert model.transform(x).dtype == dtype
+    assert model.score(x, y) == pytest.approx(wide.score(x.double(), y.double()))
+
+
+def test_embeddings_are_tensors_of_one_type_and_images_are_flattened():
+    pictures = np.random.default_rng(0).integers(0, 256, (20, 1, 3, 3), dtype=np.uint8)
+    flat = pictures.reshape(20, 9) / np.float32(255)
+    model = LinearCCA(2, power=1).fit(flat, Y)
+    u, v = model.embed(pictures, Y.astype(np.float32))
+    assert u.dtype == v.dtype == torch.float32
+    torch.testing.assert_close(u, torch.from_numpy(model.transform(flat)))
+    assert model.embed_text(Y.tolist()).dtype == torch.float64
+    assert retrieval.evaluate(*model.transform(flat.astype(np.float64), Y.astype(np.float32)))["gallery"] == 20
+
+
+@pytest.mark.parametrize("scale", [1e-140, 1e140])
+def test_score_does_not_depend_on_the_scale(scale):
+    model = LinearCCA(2, ridge=1e-3, relative=True).fit(X, Y)
+    want = model.score(X, Y)
+    model.load_state_dict({"params": model.get_params(), "fitted": {**model.solution._asdict(),
+        "x_weights": model.x_weights_ / scale, "x_mean": model.x_mean_ * scale}})  # fmt: skip
+    assert model.score(X * scale, Y) == pytest.approx(want)
+
+
+def test_values_too_large_to_square_are_refused():
+    with pytest.raises(ValueError, match="x must be small enough to square, got a covariance beyond float64"):
+        LinearCCA().fit(X * 1e200, Y)
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: LinearCCA().fit(X), "y must be given: LinearCCA requires y to be passed"),
+        (lambda: LinearCCA().fit(X, Y[:, 0]), r"y must have shape \(m, d\), got \(20,\)"),
+        (lambda: LinearCCA().fit(3), r"x must be an array, or an iterable of pairs \(x, y\), got int"),
+        (lambda: LinearCCA(power="a").fit(X, Y).transform(X), "power must be a finite number, got 'a'"),
+    ],
+)
+def test_more_errors_name_the_argument(act, message):
+    with pytest.raises((ValueError, TypeError), match=message):
         act()

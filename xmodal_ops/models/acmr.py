@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._dtypes import dtype_name
+from .. import _checks
+from .._arrays import Array
+from .._dtypes import accumulation_dtype, dtype_name
 from ..errors import UserError
 from ..nn.gradient_reversal import gradient_reversal
 from ..ops.structure_preserving import structure_preserving_loss
 from ..options import ACMROptions
 from .branches import evaluation_mode
-from .two_view import TwoViewModel
+from .two_view import TwoViewModel, as_items
 
 
 class ACMRLosses(NamedTuple):
@@ -153,14 +155,16 @@ class ACMR(TwoViewModel):
 
     def modality_loss(self, image: Tensor, text: Tensor) -> Tensor:
         """L_adv of projections (m, dim): `2 * log(2)` = 1.386 if the classifier cannot tell the modalities apart."""
-        logits = self.modality_classifier(torch.cat([image, text]))
+        both = torch.cat([image, text])
+        logits = self.modality_classifier(both.to(self._dtype)).to(accumulation_dtype(both.dtype))
         modality = torch.arange(2, device=logits.device).repeat_interleave(len(image))
         return 2 * F.cross_entropy(logits, modality)
 
     def _label_loss(self, projection: Tensor, targets: Tensor) -> Tensor:
-        targets, members = targets.to(projection.dtype), self.settings.members
+        members = self.settings.members
         losses = []
         for logits in self._logits(projection):
+            targets = targets.to(logits.dtype)
             if self.multi_label:
                 losses.append(F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits))
             else:
@@ -168,9 +172,15 @@ class ACMR(TwoViewModel):
         return torch.stack(losses).sum() / members
 
     def _logits(self, projection: Tensor) -> list[Tensor]:
-        """The logits (m, C) of every member."""
-        shares = projection.chunk(self.settings.members, 1)
-        return [head(share) for head, share in zip(self.label_predictor, shares)]
+        """The logits (m, C) of every member, in at least float32."""
+        shares = projection.to(self._dtype).chunk(self.settings.members, 1)
+        wide = accumulation_dtype(projection.dtype)
+        return [head(share).to(wide) for head, share in zip(self.label_predictor, shares)]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The floating type of the label predictor and the modality classifier."""
+        return next(self.label_predictor.parameters()).dtype
 
     def _pair_loss(self, image: Tensor, text: Tensor) -> Tensor:
         logits = F.normalize(image) @ F.normalize(text).T / self.settings.temperature
@@ -193,12 +203,14 @@ class ACMR(TwoViewModel):
         return torch.stack([z.sigmoid() if several else z.softmax(1) for z in self._logits(projection)]).mean(0)
 
     @torch.no_grad()
-    def project(self, side: int, items: Tensor, *, batch_size: int = 1024) -> Tensor:
+    def project(self, side: int, items: Array, *, batch_size: int = 1024) -> Tensor:
         """The projections of images (side 0) or texts (side 1), without gradients, in evaluation mode."""
-        device = next(self.label_predictor.parameters()).device
-        projector = (self.image_projector, self.text_projector)[side]
+        items, projector = as_items(("image", "text")[side], items), self.network(side)
         with evaluation_mode(projector):
-            return torch.cat([projector(chunk.to(device)).float() for chunk in items.split(batch_size)])
+            parts = [
+                projector(self.input(side, chunk)) for chunk in items.split(_checks.positive("batch_size", batch_size))
+            ]
+        return torch.cat([part.to(accumulation_dtype(part.dtype)) for part in parts])
 
     @torch.no_grad()
     def _embed(self, side: int, items: Tensor, batch_size: int) -> Tensor:

@@ -10,17 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from .._images import unit_range
-from .branch import Branch, BranchSpec
+from .branch import Branch, BranchSpec, Standardisation, check_features
 from .projector import Projector
 
 __all__ = ["BRANCHES", "MLP", "AlexNet", "Branch", "BranchSpec", "SmallCNN", "TextBranch", "build"]
 
 
-def _images(x: Tensor) -> Tensor:
-    """Checked images (m, channels, height, width) in [0, 1]."""
+def _images(x: Tensor, like: Tensor, *shape: int) -> Tensor:
+    """Checked images (m, *shape) in [0, 1], in the floating type of `like`."""
     if x.ndim != 4:
         raise ValueError(f"image must have shape (m, channels, height, width), got {tuple(x.shape)}")
-    return unit_range(x)
+    if x.shape[1:] != shape:
+        raise ValueError(f"image must have shape (m, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
+    return unit_range(x).to(like.dtype)
 
 
 class SmallCNN(Branch):
@@ -44,11 +46,12 @@ class SmallCNN(Branch):
         for a, b in pairwise(widths):
             layers += [nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(inplace=True)]
             layers += [nn.MaxPool2d(2)]
+        self.shape = in_channels, side, side
         self.features = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.output = nn.Linear(8 * width * (side // 16) ** 2, out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _images(x).contiguous(memory_format=torch.channels_last)
+        x = _images(x, self.output.weight, *self.shape).contiguous(memory_format=torch.channels_last)
         out: Tensor = self.output(self.features(x).flatten(1))
         return out
 
@@ -85,9 +88,7 @@ class AlexNet(Branch):
         self.fc8 = nn.Linear(4096, out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _images(x)
-        if x.shape[1:] != (3, 227, 227):
-            raise ValueError(f"image must have shape (m, 3, 227, 227), got {tuple(x.shape)}")
+        x = _images(x, self.fc8.weight, 3, 227, 227)
         x = (x - 0.45) / 0.25  # roughly the mean and standard deviation of natural images
         out: Tensor = self.fc8(self.fc7(self.fc6(self.features(x).flatten(1))))
         return out
@@ -108,13 +109,18 @@ class TextBranch(Branch):
         self, in_features: int, out_features: int, *, hidden: Sequence[int] = (512,), dropout: float = 0.5
     ) -> None:
         super().__init__(in_features=in_features, out_features=out_features, hidden=list(hidden), dropout=dropout)
+        self.in_features = in_features
         widths = [in_features, *hidden]
         triples = [(nn.Linear(a, b), nn.ReLU(), nn.Dropout(dropout)) for a, b in pairwise(widths)]
         self.layers = nn.Sequential(*(layer for t in triples for layer in t), nn.Linear(widths[-1], out_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layers(x)
+        check_features(x, self.in_features)
+        out: Tensor = self.layers(self._prepared(x).to(self.layers[-1].weight.dtype))  # type: ignore[arg-type]
         return out
+
+    def _prepared(self, x: Tensor) -> Tensor:
+        return x
 
 
 class MLP(TextBranch):
@@ -124,10 +130,11 @@ class MLP(TextBranch):
         self, in_features: int, out_features: int, *, hidden: Sequence[int] = (512,), dropout: float = 0.5
     ) -> None:
         super().__init__(in_features, out_features, hidden=hidden, dropout=dropout)
-        self.norm = nn.BatchNorm1d(in_features, affine=False)
+        self.norm = Standardisation(in_features)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self.norm(x))
+    def _prepared(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(x)
+        return out
 
 
 BRANCHES: dict[str, type[Branch]] = {kind.__name__: kind for kind in (SmallCNN, AlexNet, TextBranch, MLP, Projector)}

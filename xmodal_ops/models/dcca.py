@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .. import _checks
+from .._arrays import Array
+from .._dtypes import HALVES, full_precision
 from ..nn import TraceNormLoss
 from ..options import DCCAOptions
 from .branches import evaluation_mode
 from .linear_cca import LinearCCA
-from .two_view import TwoViewModel
+from .two_view import TwoViewModel, as_items
 
 
 class CCAHead(nn.Module):
-    """A fitted linear CCA as buffers, so that `state_dict`, `.to(device)` and checkpoints include it."""
+    """A fitted linear CCA that `state_dict`, `.to(device)` and checkpoints include.
+
+    Its tensors are no buffers, since a fit determines their shapes: averaged copies of a model, and whatever else
+    copies buffers into buffers, would fail. A copy made before the fit stays unfitted. They have at least float32.
+    """
 
     NAMES = ("x_mean", "y_mean", "x_weights", "y_weights", "correlations")
     x_mean: Tensor
@@ -28,8 +35,11 @@ class CCAHead(nn.Module):
     def __init__(self, power: float = 1.0) -> None:
         super().__init__()
         self.power = power
-        for name in self.NAMES:  # empty until fitted: the branches determine the widths
-            self.register_buffer(name, torch.empty(0))
+        self._set(lambda _: torch.empty(0, dtype=torch.float32))
+
+    def _set(self, value: Callable[[str], Tensor]) -> None:
+        for name in self.NAMES:
+            setattr(self, name, value(name))
 
     @property
     def fitted(self) -> bool:
@@ -37,21 +47,54 @@ class CCAHead(nn.Module):
 
     def adopt(self, cca: LinearCCA) -> None:
         """Copies the solution of a fitted LinearCCA."""
-        for name in self.NAMES:
-            setattr(self, name, getattr(cca.solution, name).to(self.correlations.device, torch.float32).contiguous())
+        like = self.correlations
+        self._set(lambda name: getattr(cca.solution, name).to(like.dtype).to(like.device).contiguous())
 
     def forward(self, side: int, features: Tensor) -> Tensor:
         """Canonical variates (m, k) of the features (m, d) of side 0 or 1, weighted by `correlations ** power`."""
         if not self.fitted:
             raise RuntimeError("the CCA head must be fitted before embedding: train, or call fit_cca(image, text)")
         mean, weights = (self.x_mean, self.x_weights) if side == 0 else (self.y_mean, self.y_weights)
-        return (features.float() - mean) @ (weights * self.correlations**self.power)
+        with full_precision(mean.device):
+            return (features.to(mean) - mean) @ (weights * self.correlations**self.power)
 
-    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        for name in self.NAMES:
-            if prefix + name in state:
-                setattr(self, name, getattr(self, name).new_empty(state[prefix + name].shape))
-        super()._load_from_state_dict(state, prefix, *rest)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CCAHead:
+        super()._apply(fn, recurse)
+
+        def moved(name: str) -> Tensor:
+            old = getattr(self, name)
+            new = fn(old)
+            return old.to(new.device) if new.dtype in HALVES else new
+
+        self._set(moved)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.fitted:
+            destination |= {prefix + name: getattr(self, name) for name in self.NAMES}
+
+    def _load_from_state_dict(
+        self,
+        state: Mapping[str, Any],
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
+    ) -> None:
+        """Loads the tensors, of whatever shapes. A whole state (it has metadata) without any is that of no fit."""
+        there = [name for name in self.NAMES if prefix + name in state]
+        if not there and metadata:
+            self._set(lambda name: getattr(self, name).new_empty(0))
+        elif len(there) < len(self.NAMES):
+            missing += [prefix + name for name in self.NAMES if name not in there and (there or self.fitted)]
+        else:
+            like = self.correlations
+            self._set(lambda name: state[prefix + name].detach().to(like.dtype).to(like.device, copy=True))
+        known = {prefix + name for name in self.NAMES}
+        unexpected += [key for key in state if key.startswith(prefix) and key not in known]
 
 
 class DCCA(TwoViewModel):
@@ -94,8 +137,18 @@ class DCCA(TwoViewModel):
         loss: Tensor = self.objective(*self(image, text))
         return loss
 
-    def fit_cca(self, image: Tensor, text: Tensor, *, batch_size: int = 1024) -> DCCA:
-        """Fits the linear CCA to the outputs for the given pairs, in chunks: memory does not grow with their number."""
+    def fit_cca(self, image: Array, text: Array, *, batch_size: int = 1024) -> DCCA:
+        """Fits the linear CCA to the outputs for the given pairs, in chunks: memory does not grow with their number.
+
+        Args:
+            image, text: m pairs, in any form that `embed_image` takes.
+            batch_size: the number of pairs at a time.
+
+        Raises:
+            ValueError, TypeError: unequal numbers of pairs, or outputs that are not finite.
+        """
+        image, text = as_items("image", image), as_items("text", text)
+        batch_size = _checks.positive("batch_size", batch_size)
         if len(image) != len(text):
             raise ValueError(f"text must have as many rows as image, {len(image)}, got {len(text)}")
         chunks: Iterable[tuple[Tensor, Tensor]] = zip(
@@ -110,8 +163,8 @@ class DCCA(TwoViewModel):
 
     @torch.no_grad()
     def _outputs(self, side: int, items: Tensor, batch_size: int) -> Iterator[Tensor]:
-        branch = (self.image_branch, self.text_branch)[side]
+        branch = self.network(side)
         for chunk in items.split(batch_size):
             with evaluation_mode(branch):
-                out: Tensor = branch(chunk.to(self.head.correlations.device))
+                out: Tensor = branch(self.input(side, chunk))
             yield out

@@ -6,6 +6,8 @@ directions are Wx = Lx⁻ᵀ U and Wy = Ly⁻ᵀ V: Wxᵀ Sxx Wx = I, Wyᵀ Syy 
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any, NamedTuple, TypeVar, cast, overload
@@ -15,9 +17,11 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._arrays import Array, as_floating, as_tensor, columns, is_array
+from .._dtypes import accumulation_dtype, widest, with_fp64
+from .._images import unit_range
 from ..scale.moments import MomentAccumulator
 
-Array = Any  # a tensor, an array-like that np.asarray reads, or a SciPy sparse matrix
 A = TypeVar("A")
 
 
@@ -33,11 +37,13 @@ class Solution(NamedTuple):
 
 
 class LinearCCA:
-    """Linear CCA of two views, with the interface of scikit-learn.
+    """Linear CCA of two views, an estimator of scikit-learn's kind (which it does not import).
 
-    Data are tensors or NumPy arrays of shape (m, d), and results are of the same kind. `fit` also takes an iterable of
-    chunks `(x, y)` and reads each once, so memory does not depend on their number. All algebra is in float64, on the
-    device of the data.
+    Data have shape (m, d). They are tensors or whatever `np.asarray` reads: arrays, data frames, lists, also SciPy
+    sparse matrices, of any real type. Variates are tensors for tensors, else NumPy arrays (or as `set_output` says),
+    with the floating type of the data. `fit` also takes an iterable of chunks `(x, y)` and reads each once, so memory
+    does not depend on their number. All algebra is in float64, on the device of the data, or on the CPU if that device
+    has no float64.
 
     A view with fewer rows than columns is first rotated into an orthonormal basis of its rows (the dual form), which is
     exact and takes O(m² d) instead of O(d³). The complexity is otherwise O(m (dx + dy)² + dx³ + dy³).
@@ -55,13 +61,26 @@ class LinearCCA:
         x_weights_, y_weights_: (dx, k) and (dy, k).
         x_mean_, y_mean_: (dx,) and (dy,).
         n_samples_: number of rows.
+        n_features_in_: dx.
+        feature_names_in_: the column names of x, if it was a data frame; other frames must then have the same.
 
-        The tensors are float64, on the device of the data.
+        The tensors are float64, on the device of the algebra.
 
     Raises:
-        ValueError, TypeError: shapes do not match, a row holds NaN or infinity (the message gives its number),
-            `n_components` is out of range, or a covariance is singular without a ridge.
+        ValueError, TypeError: shapes do not match, a view is not (m, d), a row holds NaN or infinity (the message gives
+            its number), complex or masked data, `n_components` is out of range, or a covariance is singular without a
+            ridge. Every method refuses what `fit` refuses.
+
+    Two views depart from scikit-learn's checks in a few places: `y` is a matrix, and `fit_transform(x, y)` returns the
+    variates of both views, as scikit-learn's own CCA does.
     """
+
+    _moments: MomentAccumulator | None = None
+    _solution: Solution | None = None
+    _names: tuple[list[str] | None, list[str] | None] = (None, None)  # of the columns of both views in fit
+    _sklearn_auto_wrap_output_keys = frozenset({"transform"})  # which methods `set_output` concerns
+    n_features_in_: int
+    feature_names_in_: np.ndarray[Any, Any]
 
     def __init__(
         self,
@@ -75,62 +94,129 @@ class LinearCCA:
         self.ridge = ridge
         self.relative = relative
         self.power = power
-        self._moments: MomentAccumulator | None = None
-        self._solution: Solution | None = None
 
     # -- fitting ------------------------------------------------------------------------------------------------
 
     def fit(self, x: Array | Iterable[tuple[Array, Array]], y: Array | None = None) -> LinearCCA:
         """Fits the model to x (m, dx) and y (m, dy), or to an iterable of such chunks. Every call starts over."""
-        self._moments, self._solution = None, None
-        if y is None:
-            for chunk in cast("Iterable[tuple[Array, Array]]", x):
-                if not isinstance(chunk, (tuple, list)) or len(chunk) != 2:
-                    raise TypeError("x must be an iterable of pairs (x, y) if y is not given")
-                self.partial_fit(*chunk)
-            if self._moments is None:
-                raise ValueError("x must yield at least one chunk (x, y), got none")
-            self._solve()
-            self._moments = None
-            return self
-        x, y = _pair(x, y)
-        x, x_basis = _rows_basis("x", x)
-        y, y_basis = _rows_basis("y", y)
-        self._accumulate(x, y)
-        self._solve(x_basis, y_basis)
+        self._forget()
+        try:
+            if y is None:
+                self._fit_chunks(x)
+            else:
+                a, b = self._pair(x, y, min_rows=2)
+                a, x_basis = _rows_basis(a)
+                b, y_basis = _rows_basis(b)
+                self._accumulate(a, b)
+                self._solve(x_basis, y_basis)
+        except BaseException:
+            self._forget()
+            raise
         self._moments = None
         return self
 
+    def _fit_chunks(self, chunks: Any) -> None:
+        if is_array(chunks):
+            raise ValueError("y must be given: LinearCCA requires y to be passed, but the target y is None")
+        if not hasattr(chunks, "__iter__"):
+            raise TypeError(f"x must be an array, or an iterable of pairs (x, y), got {type(chunks).__name__}")
+        for chunk in chunks:
+            if not isinstance(chunk, (tuple, list)) or len(chunk) != 2:
+                raise TypeError("x must be an iterable of pairs (x, y) if y is not given")
+            self.partial_fit(*chunk)
+        if self._moments is None:
+            raise ValueError("x must yield at least one chunk (x, y), got none")
+        self._solve()
+
     def partial_fit(self, x: Array, y: Array) -> LinearCCA:
         """Adds the rows of one chunk to those of earlier calls; the model is solved at its next use."""
-        x, y = _pair(x, y, min_rows=1)
-        self._accumulate(x, y)
+        if self._moments is None:
+            self._forget()
+        self._accumulate(*self._pair(x, y))
         self._solution = None
         return self
 
+    def _forget(self) -> None:
+        for name in ("_moments", "_solution", "_names", "n_features_in_", "feature_names_in_"):
+            vars(self).pop(name, None)
+
+    def _pair(self, x: Array, y: Array, min_rows: int = 1) -> tuple[Tensor, Tensor]:
+        """Both views of a chunk to fit, checked, in a common floating type, on a device with float64."""
+        first = self._moments.count if self._moments else 0
+        new = not first
+        a, b = self._read(0, x, min_rows, first, new), self._read(1, y, min_rows, first, new)
+        _same_rows(a, b)
+        if new:
+            self.n_features_in_ = a.shape[1]
+            self._names = columns(x), columns(y)
+            if self._names[0] is not None:
+                self.feature_names_in_ = np.array(self._names[0], object)
+        return _common(with_fp64(a), with_fp64(b))
+
     def _accumulate(self, x: Tensor, y: Tensor) -> None:
         moments = self._moments or MomentAccumulator(torch.float64)
-        dtype = torch.promote_types(x.dtype, y.dtype)
-        moments.update(_finite("x", x, moments.count).to(dtype), _finite("y", y, moments.count).to(dtype))
+        moments.update(x, y)
         self._moments = moments
+
+    def _read(
+        self, side: int, x: Array, min_rows: int = 1, first: int = 0, new: bool = False, name: str = ""
+    ) -> Tensor:
+        """One view of a caller, (m, d) floating, checked: the only entrance of data.
+
+        Args:
+            side: 0 for x, 1 for y.
+            x: the view.
+            min_rows: the least number of rows.
+            first: the number of rows before this chunk, for messages.
+            new: the first rows of a fit; others must have their columns.
+            name: of the argument, "x" or "y" by default.
+        """
+        name = name or "xy"[side]
+        _check_names(name, self._names[side], columns(x), type(self).__name__, new)
+        rows = as_floating(name, x)
+        if rows.ndim != 2:
+            raise ValueError(f"{name} must have shape (m, d), got {tuple(rows.shape)}: Reshape your data")
+        if rows.shape[0] < min_rows:
+            one = " sample" if rows.shape[0] == 1 else ""
+            raise ValueError(f"{name} must have at least {min_rows} rows, got {rows.shape[0]}{one}")
+        width = rows.shape[1]
+        if width < 1:
+            got = f"0 feature(s) (shape={tuple(rows.shape)}) while a minimum of 1 is required."
+            raise ValueError(f"{name} must have at least one column, got {got}")
+        if not new and width != (want := self._widths()[side]):
+            # The end of the line is what scikit-learn's checks look for.
+            sklearn = f"{name.upper()} has {width} features, but {type(self).__name__} is expecting {want} features"
+            raise ValueError(f"{name} must have {want} columns as in fit, got {width}: {sklearn} as input")
+        if (row := _checks.nonfinite_row(rows)) is not None:
+            sklearn = f"Input {name} contains NaN or infinity"
+            raise ValueError(f"{name} must be finite, got NaN or infinity in row {first + row} ({sklearn})")
+        return rows
+
+    def _widths(self) -> tuple[int, int]:
+        if self._moments is not None:
+            dx, dy = self._moments.xy.shape
+            return dx, dy
+        return len(self.solution.x_mean), len(self.solution.y_mean)
 
     def _solve(self, x_basis: Tensor | None = None, y_basis: Tensor | None = None) -> Solution:
         s = self._moments
         if s is None:
-            raise ValueError("LinearCCA must be fitted before it is used: call fit(x, y) first")
+            raise _not_fitted()
         if s.count < 2:
             raise ValueError(f"x must have at least 2 rows, got {s.count}")
         ridges = _checks.ridges(self.ridge)
         degrees = s.count - 1
         factors = []
         for name, moment, ridge, basis in (("x", s.xx, ridges[0], x_basis), ("y", s.yy, ridges[1], y_basis)):
-            columns = len(moment) if basis is None else len(basis)
+            width = len(moment) if basis is None else len(basis)
             if self.relative:
-                ridge *= float(moment.trace()) / degrees / columns
+                ridge *= float(moment.trace()) / degrees / width
             covariance = moment / degrees
+            if not covariance.isfinite().all():
+                raise ValueError(f"{name} must be small enough to square, got a covariance beyond float64")
             covariance.diagonal().add_(ridge)
             factor, failed = torch.linalg.cholesky_ex(covariance)
-            if failed or (ridge == 0 and columns >= s.count):
+            if failed or (ridge == 0 and width >= s.count):
                 raise ValueError(f"ridge must be greater than {ridge:g} here: the covariance of {name} is singular")
             factors.append(factor)
         lx, ly = factors
@@ -191,36 +277,123 @@ class LinearCCA:
 
     def transform_x(self, x: A) -> A:
         """Canonical variates of x: (m, dx) -> (m, k), weighted by correlations_ ** power."""
-        s = self.solution
-        return _project("x", x, s.x_mean, s.x_weights * s.correlations**self.power)
+        return self._out(x, self._project(0, x))
 
     def transform_y(self, y: A) -> A:
         """Canonical variates of y: (m, dy) -> (m, k), weighted by correlations_ ** power."""
-        s = self.solution
-        return _project("y", y, s.y_mean, s.y_weights * s.correlations**self.power)
+        return self._out(y, self._project(1, y))
+
+    def _project(self, side: int, x: Array) -> Tensor:
+        s = self.solution  # refuses an unfitted model before it looks at the data
+        rows = self._read(side, x)
+        return _project(rows, *self._map(side, s)).to(rows.dtype)
+
+    def _map(self, side: int, s: Solution, weighted: bool = True) -> tuple[Tensor, Tensor]:
+        """Mean (d,) and directions (d, k) of a view, float64."""
+        mean, weights = (s.x_mean, s.x_weights) if side == 0 else (s.y_mean, s.y_weights)
+        return mean, weights * s.correlations ** _number("power", self.power) if weighted else weights
 
     @overload
     def transform(self, x: A, y: None = None) -> A: ...
     @overload
     def transform(self, x: A, y: A) -> tuple[A, A]: ...
     def transform(self, x: A, y: A | None = None) -> A | tuple[A, A]:
-        """The canonical variates of x, or of both views."""
-        return self.transform_x(x) if y is None else (self.transform_x(x), self.transform_y(y))
+        """The canonical variates of x, or of both views: then both in the wider of their floating types."""
+        if y is None:
+            return self.transform_x(x)
+        u, v = _common(self._project(0, x), self._project(1, y))
+        return self._out(x, u), self._out(y, v)
 
     def fit_transform(self, x: A, y: A) -> tuple[A, A]:
         """Fits to x and y and returns their variates."""
-        self.fit(x, y)
-        return self.transform_x(x), self.transform_y(y)
+        return self.fit(x, y).transform(x, y)
+
+    def embed_image(self, image: Array, *, batch_size: int = 65536) -> Tensor:
+        """Images in the retrieval space, as the other models give them.
+
+        Args:
+            image: x of `transform`, or images (m, channels, height, width) whose pixels are its columns; bytes in them
+                count as their 255th part.
+            batch_size: the number of items at a time.
+
+        Returns:
+            (m, k) on the device of the model, in the floating type of the images; float32 for half types.
+        """
+        return self._embed(0, image, batch_size)
+
+    def embed_text(self, text: Array, *, batch_size: int = 65536) -> Tensor:
+        """Texts in the retrieval space, as `embed_image` gives images."""
+        return self._embed(1, text, batch_size)
+
+    def embed(self, image: Array, text: Array, *, batch_size: int = 65536) -> tuple[Tensor, Tensor]:
+        """Both views in the retrieval space, in the wider of their floating types."""
+        return _common(self.embed_image(image, batch_size=batch_size), self.embed_text(text, batch_size=batch_size))
+
+    def _embed(self, side: int, x: Array, batch_size: int) -> Tensor:
+        s, name = self.solution, ("image", "text")[side]
+        if columns(x) is None:
+            x = as_tensor(name, x)
+            x = unit_range(x).flatten(1) if x.ndim > 2 else x
+        chunks = self._read(side, x, name=name).split(_checks.positive("batch_size", batch_size))
+        maps = self._map(side, s)
+        return torch.cat([_project(rows.to(s.correlations.device), *maps) for rows in chunks])
 
     def score(self, x: Array, y: Array) -> float:
         """Total correlation of the given pairs: the sum over components of the correlations of their variates."""
         s = self.solution
-        x, y = _pair(x, y)
-        u = _project("x", x.double(), s.x_mean, s.x_weights)
-        v = _project("y", y.double(), s.y_mean, s.y_weights)
-        u, v = u - u.mean(0), v - v.mean(0)
-        scale = (u.square().sum(0) * v.square().sum(0)).sqrt()
-        return float(((u * v).sum(0) / scale).nan_to_num().sum())  # a constant variate has correlation 0
+        views = self._read(0, x, 2), self._read(1, y, 2)
+        _same_rows(*views)
+        u, v = (_project(widest(rows), *self._map(side, s, False)) for side, rows in enumerate(views))
+        u, v = (_unit_columns(z - z.mean(0)) for z in (u, v))
+        return float((u * v).sum())  # a constant variate has correlation 0
+
+    # -- scikit-learn ---------------------------------------------------------------------------------------------
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray[Any, Any]:
+        """The names of the variates: linearcca0, linearcca1, ..."""
+        k = len(self.correlations_)
+        if input_features is not None:
+            given = np.asarray(input_features, dtype=object)
+            if hasattr(self, "feature_names_in_") and not np.array_equal(given, self.feature_names_in_):
+                raise ValueError("input_features is not equal to feature_names_in_")
+            if len(given) != self.n_features_in_:
+                want = f"number of features ({self.n_features_in_}), got {len(given)}"
+                raise ValueError(f"input_features should have length equal to {want}")
+        return np.array([f"{type(self).__name__.lower()}{i}" for i in range(k)], object)
+
+    def set_output(self, *, transform: str | None = None) -> LinearCCA:
+        """Chooses the container of variates: "default" (arrays), "pandas" or "polars"; None changes nothing.
+
+        Tensors stay tensors. As in scikit-learn, which must be installed for the other two.
+        """
+        if transform is not None:
+            _checks.choice("transform", transform, ("default", "pandas", "polars"))
+            self._sklearn_output_config = {"transform": transform}
+        return self
+
+    def _out(self, original: A, variates: Tensor) -> A:
+        """The variates in the container that `set_output`, or the data themselves, call for."""
+        if isinstance(original, Tensor):
+            return cast(A, variates)
+        out: Any = variates.numpy(force=True)
+        if "sklearn" in sys.modules or hasattr(self, "_sklearn_output_config"):
+            from sklearn.utils._set_output import _wrap_data_with_container
+
+            out = _wrap_data_with_container("transform", out, original, self)
+        return cast(A, out)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return self._solution is not None or (self._moments is not None and self._moments.count > 1)
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
+
+        return Tags(
+            estimator_type=None,
+            target_tags=TargetTags(required=True, multi_output=True, single_output=False),
+            transformer_tags=TransformerTags(preserves_dtype=["float64", "float32"]),
+            input_tags=InputTags(sparse=True),
+        )
 
     # -- parameters and files -----------------------------------------------------------------------------------
 
@@ -238,12 +411,6 @@ class LinearCCA:
             self._solution = None
         return self
 
-    def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import InputTags, Tags, TargetTags
-
-        targets = TargetTags(required=True, multi_output=True, single_output=False)
-        return Tags(estimator_type=None, target_tags=targets, input_tags=InputTags())
-
     def __repr__(self) -> str:
         return f"LinearCCA({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
 
@@ -256,7 +423,9 @@ class LinearCCA:
         if not {"params", "fitted"} <= state.keys():
             raise ValueError(f"state must be the result of LinearCCA.state_dict(), got the keys {sorted(state)}")
         self.set_params(**state["params"])
-        self._moments, self._solution = None, Solution(**state["fitted"])
+        self._forget()
+        self._solution = Solution(**state["fitted"])
+        self.n_features_in_ = len(self._solution.x_mean)
         return self
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -269,47 +438,86 @@ class LinearCCA:
         return cls().load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
-def _matrix(name: str, x: Array, min_rows: int = 1) -> Tensor:
-    """x as a floating (m, d) tensor."""
-    if not isinstance(x, Tensor):
-        x = torch.as_tensor(np.asarray(x.toarray() if hasattr(x, "toarray") else x))
-    if not x.is_floating_point():
-        x = x.double()
-    _checks.matrix(name, x, min_rows)
-    return cast(Tensor, x.detach())
+class _NotFittedError(ValueError, AttributeError):
+    """Stands in for scikit-learn's error of that name where scikit-learn is not loaded."""
 
 
-def _pair(x: Array, y: Array, min_rows: int = 2) -> tuple[Tensor, Tensor]:
-    x, y = _matrix("x", x, min_rows), _matrix("y", y, min_rows)
+def _not_fitted() -> Exception:
+    message = "LinearCCA must be fitted before it is used: call fit(x, y) first"
+    if "sklearn" not in sys.modules:
+        return _NotFittedError(message)
+    from sklearn.exceptions import NotFittedError
+
+    return cast(Exception, NotFittedError(message))
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not np.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    return float(value)
+
+
+def _same_rows(x: Tensor, y: Tensor) -> None:
     if x.shape[0] != y.shape[0]:
         raise ValueError(f"y must have as many rows as x, {x.shape[0]}, got {y.shape[0]}")
     if x.device != y.device:
         raise ValueError(f"y must be on the device of x, {x.device}, got {y.device}")
-    return x, y
 
 
-def _finite(name: str, x: Tensor, first: int = 0) -> Tensor:
-    good = x.isfinite().all(1)
-    if not bool(good.all()):
-        row = first + int(good.logical_not().nonzero()[0])
-        raise ValueError(f"{name} must be finite, got NaN or infinity in row {row}")
-    return x
+def _check_names(name: str, fitted: list[str] | None, given: list[str] | None, model: str, new: bool) -> None:
+    """Compares the column names of data frames with those of `fit`, in the words of scikit-learn."""
+    if new or fitted == given:
+        return
+    if fitted is None:
+        warnings.warn(f"{name.upper()} has feature names, but {model} was fitted without feature names", stacklevel=4)
+        return
+    if given is None:
+        warnings.warn(
+            f"{name.upper()} does not have valid feature names, but {model} was fitted with feature names", stacklevel=4
+        )
+        return
+    lines = ["The feature names should match those that were passed during fit."]
+    unseen, missing = sorted(set(given) - set(fitted)), sorted(set(fitted) - set(given))
+    for title, names in (
+        ("Feature names unseen at fit time:", unseen),
+        ("Feature names seen at fit time, yet now missing:", missing),
+    ):
+        if names:
+            lines += [title, *(f"- {n}" for n in names[:5]), *(["- ..."] if len(names) > 5 else [])]
+    if not unseen and not missing:
+        lines.append("Feature names must be in the same order as they were in fit.")
+    raise ValueError("\n".join(lines) + "\n")
 
 
-def _rows_basis(name: str, x: Tensor) -> tuple[Tensor, Tensor | None]:
+def _common(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider of their floating types."""
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    return x.to(dtype), y.to(dtype)
+
+
+def _unit_columns(z: Tensor) -> Tensor:
+    """Columns divided by their norms, whatever their scale; columns of zeros stay."""
+    z = z / z.abs().amax(0).clamp(min=torch.finfo(z.dtype).tiny)
+    return z / z.norm(dim=0).clamp(min=torch.finfo(z.dtype).tiny)
+
+
+def _rows_basis(x: Tensor) -> tuple[Tensor, Tensor | None]:
     """If m < d, x (m, d) in an orthonormal basis (d, m) of its rows, which leaves the correlations unchanged."""
     if x.shape[0] >= x.shape[1]:
         return x, None
-    basis, r = torch.linalg.qr(_finite(name, x).double().mT)
+    basis, r = torch.linalg.qr(widest(x).mT)
     return r.mT, basis
 
 
-def _project(name: str, x: A, mean: Tensor, weights: Tensor) -> A:
-    rows = _matrix(name, x)
-    if rows.shape[1] != len(mean):
-        raise ValueError(f"{name} must have {len(mean)} columns as in fit, got {rows.shape[1]}")
-    mean, weights = mean.to(rows.device), weights.to(rows.device)
-    # Subtract the mean in two parts, since rounding a large mean to float32 loses digits.
-    coarse = mean.to(rows.dtype)
-    out = ((rows - coarse) - (mean - coarse).to(rows.dtype)) @ weights.to(rows.dtype)
-    return cast(A, out if isinstance(x, Tensor) else out.numpy())
+def _project(
+    rows: Tensor,  # (m, d)
+    mean: Tensor,  # (d,)
+    weights: Tensor,  # (d, k)
+) -> Tensor:
+    """The product of the centred rows and the weights, on the device of the rows; float32 for half rows."""
+    dtype = accumulation_dtype(rows.dtype)
+    # The mean is subtracted in two parts, since rounding a large mean to float32 loses digits.
+    coarse = mean.to(dtype)
+    rest = (mean - coarse).to(dtype)
+    coarse, rest, weights = (t.to(dtype).to(rows.device) for t in (coarse, rest, weights))
+    return ((rows.to(dtype) - coarse) - rest) @ weights

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
+from .._arrays import Array, as_floating
+from .._dtypes import full_precision, widest
 from ..options import FEATURES
-from .branch import Branch
+from .branch import Branch, WideBuffers, check_features
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
@@ -39,7 +41,7 @@ def additive_chi2(x: Tensor, *, steps: int = 3, interval: float = 0.5) -> Tensor
     return torch.cat(maps, 1)
 
 
-class Projector(Branch):
+class Projector(WideBuffers, Branch):
     """Fully connected layers with an activation after each, including the last.
 
     Maps (m, in_features) to (m, out_features), within -1..1 with tanh. The paper uses widths V -> 2000 -> 200 and tanh.
@@ -82,7 +84,7 @@ class Projector(Branch):
         )  # fmt: skip
         _checks.choice("features", features, FEATURES)
         _checks.choice("activation", activation, tuple(ACTIVATIONS))
-        self.features = features
+        self.in_features, self.features = in_features, features
         width = 5 * in_features if features == "chi2" else in_features
         if features == "kernel":
             if landmarks < 1:
@@ -115,22 +117,24 @@ class Projector(Branch):
         return additive_chi2(x) if self.features == "chi2" else x
 
     @torch.no_grad()
-    def fit(self, x: Tensor) -> None:
+    def fit(self, x: Array) -> None:
         """Sets the means and deviations, or the landmarks, from the rows of x (m, in_features), m >= 2.
 
         Raises:
             ValueError: x has fewer rows than there are landmarks.
         """
+        x = as_floating("x", x)
+        check_features(x, self.in_features)
         if self.features == "kernel":
             if len(x) < len(self.landmarks):
                 raise ValueError(f"x must have at least as many rows as landmarks, {len(self.landmarks)}, got {len(x)}")
             chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: len(self.landmarks)]
             self.landmarks.copy_(additive_chi2(x[chosen].to(self.landmarks)))
-            values, vectors = torch.linalg.eigh(self._kernel(self.landmarks).double())
+            values, vectors = torch.linalg.eigh(widest(self._kernel(self.landmarks)))
             inverse = torch.where(values > 1e-5 * values[-1], values.clamp(min=1e-30).rsqrt(), 0.0)
             self.root.copy_(10 * vectors * inverse @ vectors.T)
         elif self.features != "none":
-            deviation, mean = torch.std_mean(self._map(x.to(self.mean.device)).double(), 0)
+            deviation, mean = torch.std_mean(widest(self._map(x.to(self.mean))), 0)
             self.mean.copy_(mean)
             # A constant feature is not scaled; centring makes it 0.
             self.scale.copy_(torch.where(deviation > 1e-6 * (1 + mean.abs()), 1 / deviation, 1.0))
@@ -141,8 +145,11 @@ class Projector(Branch):
     root: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.features == "kernel":
-            x = self._kernel(additive_chi2(x)) @ self.root
-        else:
-            x = (self._map(x) - self.mean) * self.scale
+        check_features(x, self.in_features)
+        with full_precision(x.device):  # of the statistics; the layers have their own
+            if self.features == "kernel":
+                x = self._kernel(additive_chi2(x.to(self.root.dtype))) @ self.root
+            else:
+                x = (self._map(x.to(self.mean.dtype)) - self.mean) * self.scale
+        x = x.to(next(self.networks.parameters()).dtype)
         return torch.cat([network(x) for network in self.networks], 1)

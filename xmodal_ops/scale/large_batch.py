@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from .. import _checks
 from .._dtypes import accumulation_dtype
 from ..nn import TraceNormLoss
 from ..ops.autograd import differentiable_once
@@ -99,10 +100,7 @@ def _check(module: nn.Module, batch: Sequence[Any], chunk_size: int) -> dict[str
         raise ValueError(f"batch must hold views of equal length, got {' and '.join(map(str, rows))} rows")
     if rows[0] < 1:
         raise ValueError("batch must hold at least one row, got none")
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
-        raise TypeError(f"chunk_size must be an int, got {type(chunk_size).__name__}")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    _checks.positive("chunk_size", chunk_size)
     if isinstance(module, _PerView) and len(module.views) != len(batch):
         raise ValueError(f"networks must hold one module per view, {len(batch)}, got {len(module.views)}")
     if any(isinstance(view, Tensor) and view.requires_grad for view in batch):
