@@ -20,6 +20,7 @@ def main() -> None:
         print(f"xmodal needs {error.name}: pip install 'xmodal-ops[train]'", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:  # before a command begins: typer and rich are still loading
+        print("xmodal: interrupted", file=sys.stderr)
         sys.exit(130)
 
 

@@ -73,7 +73,8 @@ def train_linear_cca(
     """
     config = LinearCCAConfig(**options)
     run = RunDirectory(output)
-    run.begin(data)
-    model = select_linear_cca(data, **vars(config))
-    run.describe("linear_cca", data, source, config.to_dict(), selected=model.get_params())
-    return finish(run, "linear_cca", model, data, pictures)
+    with run.reserved():
+        model = select_linear_cca(data, **vars(config))
+        run.begin(data)
+        run.describe("linear_cca", data, source, config.to_dict(), selected=model.get_params())
+        return finish(run, "linear_cca", model, data, pictures)
