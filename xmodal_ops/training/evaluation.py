@@ -118,9 +118,13 @@ def new_model(run: RunDirectory) -> ACMR | DCCA:
         model: ACMR | DCCA = kind(
             *(build(config[name]) for name in kind.NETWORKS), **labels, **options.part(kind.OPTIONS)
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:
+        if isinstance(error, MemoryError) or "memory" in str(error):
+            raise
+        own = isinstance(error, (KeyError, ValueError))  # torch's words would not help
+        reason = f" ({one_line(error)})" if own else ""
         raise UserError(
-            f"cannot use {run.config}: no {config['model']} can be built from it ({one_line(error)})"
+            f"cannot use {run.config}: it does not describe the networks of a {config['model']}{reason}"
         ) from None
     return model
 
@@ -130,7 +134,10 @@ def load_weights(model: ACMR | DCCA, checkpoint: Path) -> dict[str, Any]:
     content = load_tensors(checkpoint)
     with reading(checkpoint):
         state = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
-        model.load_state_dict(state)
         if not isinstance(content["history"], list) or not isinstance(content["epoch"], int):
             raise TypeError
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError):  # other names or shapes, or no tensors
+        raise UserError(f"cannot use {checkpoint}: it does not fit the networks in config.json") from None
     return content

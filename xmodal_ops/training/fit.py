@@ -111,9 +111,12 @@ def _explained(run: RunDirectory) -> Iterator[None]:
     except UserError:
         raise
     except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-        kept = f"; the best epoch before is in {run.best}" if run.best.exists() else ""
-        help = "a smaller learning rate or a larger ridge may help"
-        raise UserError(f"the training failed: {one_line(error)}: {help}{kept}") from error
+        line = f"the training failed: {one_line(error)}"
+        if "finite" in line or "singular" in line or not isinstance(error, ValueError):
+            line += ": a smaller learning rate or a larger ridge may help"
+        if run.best.exists():
+            line += f"; {run.best} holds the best epoch until then"
+        raise UserError(line) from error
 
 
 def train_seeds(
