@@ -84,7 +84,7 @@ class Option:
 
     def _element(self, value: Any) -> Any:
         right = isinstance(value, _NUMBERS.get(self.kind, self.kind)) and isinstance(value, bool) == (self.kind is bool)
-        if not right or (self.kind is float and not _finite(value)):
+        if not right or (self.kind is float and _infinite(value)):
             raise UserError(f"{self.name} must be {_NOUNS[self.kind]}, got {value!r}")
         if self.choices and value not in self.choices:
             raise UserError(f"{self.name} must be one of {', '.join(map(repr, self.choices))}, got {value!r}")
@@ -123,11 +123,11 @@ class Option:
         return ",".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else str(value)
 
 
-def _finite(value: Any) -> bool:
+def _infinite(value: Any) -> bool:
     try:
-        return math.isfinite(value)
+        return math.isinf(value)
     except OverflowError:  # an integer too large for a float
-        return False
+        return True
 
 
 def options_of(kind: type[Options]) -> dict[str, Option]:
@@ -206,6 +206,12 @@ class LinearCCAConfig(Options):
     refit: bool = option(False, help="Refit on training + validation pairs with the selected parameters.")
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"wikipedia": {"monitor": "map_all"}}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("ridges", "powers"):
+            if not getattr(self, name):
+                raise UserError(f"{name} must hold at least one number, got none")
 
 
 @dataclass

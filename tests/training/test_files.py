@@ -58,12 +58,12 @@ def test_a_full_disk_ends_a_training_whose_last_checkpoint_resumes(tiny_features
     whole = train_dcca(tiny_features, CONFIG, tmp_path / "whole")
     write, saved = torch.save, []
 
-    def full(content, path):
-        saved.append(path)
-        if len(saved) == 4:  # last.ckpt before the training, best.ckpt and last.ckpt of epoch 1, best.ckpt of epoch 2
-            Path(path).write_bytes(b"half")
+    def full(content, file):
+        saved.append(file.name)
+        if len(saved) == 4:  # last.ckpt before the training, best.ckpt and last.ckpt of epoch 1, then epoch 2
+            file.write(b"half")
             raise OSError(28, "No space left on device")
-        write(content, path)
+        write(content, file)
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
@@ -89,9 +89,14 @@ def test_links_and_devices_stay_what_they_are(tmp_path):
 def test_ctrl_c_while_a_file_is_written_leaves_the_old_one(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as partial:
-        partial.write_text("half")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with replacing(path) as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"file": "old"}
 
 
@@ -121,7 +126,7 @@ with RunDirectory({str(tmp_path / "run")!r}).reserved():
     time.sleep(60)"""
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None and other.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="another training writes to .*run: wait for it, or choose another --output"):
+    with pytest.raises(UserError, match=r"another training writes to .*run: wait for it, or choose another --output"):
         train_dcca(tiny_features, CONFIG, tmp_path / "run")
     other.send_signal(signal.SIGKILL)
     other.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 # Modules that the commands need and the package alone does not.
-EXTRAS = {"typer", "rich", "lightning", "matplotlib", "sklearn", "scipy", "h5py"}
+EXTRAS = {"typer", "rich", "lightning", "filelock", "matplotlib", "sklearn", "scipy", "h5py"}
 
 
 def main() -> None:

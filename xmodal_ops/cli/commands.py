@@ -98,8 +98,9 @@ def _user_error(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if hasattr(error, "format_message"):  # of typer: an unknown command or option, or a value of the wrong type
-        command = error.ctx.command_path if getattr(error, "ctx", None) is not None else "xmodal"
-        return f"{error.format_message()} (see {command} --help)"
+        context = getattr(error, "ctx", None)
+        words = ["xmodal", *(context.command_path.split()[1:] if context is not None else ())]
+        return f"{error.format_message().rstrip('.')} (see {' '.join(words)} --help)"
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename is not None else one_line(error)
     if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory|not enough memory", str(error)):
@@ -130,7 +131,8 @@ def _print_table(results: Mapping[str, Mapping[str, Any]], title: str) -> None:
     from ..training import report
 
     # Only a terminal limits the width; a pipe or a file takes whole lines.
-    out.print(report.table(results, title), width=None if out.is_terminal else 1000, crop=out.is_terminal)
+    console = out if out.is_terminal else Console(width=1000)
+    console.print(report.table(results, title))
 
 
 app = typer.Typer(

@@ -70,15 +70,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def save(path: Path, write: Callable[[Path], None]) -> None:
-    """Writes a file of tensors by `write(name)`, such as `model.save`. UserError if it cannot be written."""
-    with replacing(path) as partial:
+def save(path: Path, write: Callable[[Any], None]) -> None:
+    """Writes a file of tensors by `write(file)`, such as `model.save`. UserError if it cannot be written.
+
+    An open file, since torch keeps the name of a file in its content: equal tensors make equal files.
+    """
+    with replacing(path) as partial, partial.open("wb") as file:
         try:
-            write(partial)
-        except RuntimeError as error:  # how torch says that the disk is full
-            if "write" not in str(error) and "inline_container" not in str(error):
+            write(file)
+        except RuntimeError as error:  # how torch says that the file has another length than it should
+            if "inline_container" not in str(error):
                 raise
-            raise OSError("the disk is full, or a file may not be this large") from None
+            reason = error.__context__ if isinstance(error.__context__, OSError) else None
+            raise reason or OSError("the disk is full, or a file may not be this large") from None
 
 
 def load_tensors(path: Path) -> dict[str, Any]:

@@ -157,7 +157,7 @@ class WholeFiles(TorchCheckpointIO):
     """Checkpoints that are on the disk as a whole or not at all, and that are read without running pickled code."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        save(Path(path), lambda name: torch.save(checkpoint, name))
+        save(Path(path), lambda file: torch.save(checkpoint, file))
 
     def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
         return load_tensors(Path(path))

@@ -150,8 +150,9 @@ def made(folder: Path) -> Iterator[None]:
     finally:
         if new and {path.name for path in _entries(folder)} <= {".lock"}:
             with suppress(OSError):
-                (folder / ".lock").unlink(missing_ok=True)
-                for path in new:
+                (folder / ".lock").unlink()
+            for path in new:
+                with suppress(OSError):  # not made, or not empty
                     path.rmdir()
 
 
