@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -257,6 +258,193 @@ def test_every_model_takes_options_by_flag_and_by_set(run, file):
     code, _, err = run("train", "acmr", "--resume", "--output", "dcca-set", "--device", "cpu")
     assert code == 2
     one_line(err, "dcca-set holds a run of dcca, not of acmr")
+
+
+@pytest.fixture(scope="module")
+def trained(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a DCCA run `dcca` and odd files."""
+    folder = tmp_path_factory.mktemp("trained")
+    args = map(str, train(file, "--epochs", "1", "--hidden", "8", "--output", folder / "dcca"))
+    result = CliRunner().invoke(app, list(args))
+    assert result.exit_code == 0, result.stderr
+    features = tiny_pairs(60, 0, features=True)
+    views = {"image": features.image.numpy(), "text": features.text.numpy(), "labels": features.labels.numpy()}
+    (folder / "[").mkdir()
+    np.savez(folder / "[/blue].npz", **views)
+    np.savez(folder / "[red]x.npz", **views)
+    np.savez(folder / "constant.npz", **{**views, "image": np.ones((60, 20), np.float32)})
+    np.savez(folder / "one.npz", **{**views, "labels": np.zeros(60, int)})
+    np.savez(folder / "small.npz", **{name: view[:12] for name, view in views.items()})
+    np.savez(folder / "split.npz", **views, split=np.repeat(["train", "validation", "test"], 20))
+    (folder / "text").write_text("hello")
+    (folder / "folder").mkdir()
+    return folder
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:
+    """A copy of that directory to spoil."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+SMALL = "train dcca --data small.npz --epochs 1 --batch-size 8 --output-dim 2 --hidden 4 --device cpu --output new "
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (SMALL + "--batch-size 2.5", "batch_size must be an integer, got '2.5'"),
+        (SMALL + "--learning-rate nan", "learning_rate must be at least 0, got nan"),
+        (SMALL + "--learning-rate 1e400", "learning_rate must be a finite number, got inf"),
+        (SMALL + "--learning-rate 1e30 --epochs 3", "a smaller learning rate or a larger ridge may help"),
+        (SMALL + "--seed 99999999999999999999", "seed must be at most 2147483647"),
+        (SMALL + "--output-dim 2147483647", "not enough memory"),
+        (SMALL + "--data text", "name must be one of"),
+        (SMALL + "--data [/blue]", "[/blue]"),
+        (SMALL + "--data folder", "folder"),
+        (SMALL + "--output text", "cannot write to the output directory text"),
+        (SMALL + "--output /proc/none", "cannot write to the output directory /proc/none"),
+        (SMALL + "--output " + "x" * 300, "File name too long"),
+        (SMALL + "--json folder", "--json must name a file, got the directory folder"),
+        (SMALL + "--json text/a.json", "cannot write to the output directory text"),
+        (SMALL + "--device cuda:99999999999999999999", "device must be auto, cpu, cuda, cuda:N or mps"),
+        (SMALL + "--bogus", "No such option: --bogus (see xmodal train dcca --help)"),
+        ("train dcca --font text --output new", "text: not a font"),
+        ("train linear-cca --output new --data constant.npz", "all training rows of image are equal"),
+        ("train linear-cca --output new --data small.npz --ridges ,", "ridges must hold at least one number, got none"),
+        ("train acmr --output new --data one.npz", "ACMR needs at least 2 classes, one has 1"),
+        ("train acmr --output new --seeds many", "Invalid value for '--seeds'"),
+        (
+            "benchmark --output new --data one.npz --model semantic_logistic",
+            "semantic matching needs at least 2 classes",
+        ),
+        ("benchmark --output new --data small.npz --monitor none", "monitor must be one of"),
+        ("evaluate text", "text holds no run"),
+        ("evaluate", "Missing argument 'RUN'"),
+        ("info --json folder", "--json must name a file, got the directory folder"),
+        ("trian", "Did you mean 'train'?"),
+    ],
+)
+def test_whatever_is_typed_is_answered_in_one_line(run, copy, line, says):
+    code, _, err = run(*line.split())
+    assert code == 2, err
+    one_line("\n".join(err.splitlines()[-1:]), says)
+    assert sum(text.startswith("xmodal: ") for text in err.splitlines()) == 1
+    assert "Traceback" not in err
+    assert not Path("new").exists() or any(path.name != ".lock" for path in Path("new").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda config: config.pop("options"), "options must be an object, got nothing"),
+        (lambda config: config.update(model="vit"), "model must be one of linear_cca, dcca, acmr, got 'vit'"),
+        (lambda config: config.update(model="acmr"), "options that this version does not know"),
+        (lambda config: config.update(shapes={"image": "x"}), "shapes must give the shape of image, got 'x'"),
+        (lambda config: config.update(data={"data": 7}), "must be described by data, path and fonts"),
+        (lambda config: config["options"].update(batch_size=2.5), "batch_size must be an integer, got 2.5"),
+        (lambda config: config.pop("image_branch"), "does not describe the networks of a dcca"),
+        (lambda config: config["image_branch"].update(name="X"), "branch name must be one of"),
+        (lambda config: config["image_branch"]["arguments"].update(out_features=-3), "does not describe the networks"),
+        (
+            lambda config: config["image_branch"]["arguments"].update(hidden=[9]),
+            "does not fit the networks in config.json",
+        ),
+    ],
+)
+def test_an_edited_configuration_is_answered_in_one_line(run, copy, change, says):
+    path = copy / "dcca" / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+    (copy / "dcca" / "model.pt").unlink()  # so that the networks are built from the configuration
+    code, _, err = run("evaluate", "dcca", "--device", "cpu")
+    assert code == 2
+    one_line(err, says)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, "\0"])
+def test_a_damaged_configuration_is_answered_in_one_line(run, copy, content):
+    (copy / "dcca" / "config.json").write_text(content)
+    for args in (("evaluate", "dcca"), ("train", "dcca", "--resume", "--output", "dcca", "--device", "cpu")):
+        code, _, err = run(*args)
+        assert code == 2
+        one_line(err, "cannot read dcca/config.json")
+
+
+def test_a_damaged_model_is_named_and_the_checkpoint_is_evaluated(run, copy):
+    (copy / "dcca" / "model.pt").write_bytes(b"")
+    code, out, err = run("evaluate", "dcca", "--device", "cpu")
+    assert code == 0 and "DCCA" in out
+    one_line(err, "cannot read dcca/model.pt", "dcca/best.ckpt is used instead")
+
+
+def test_names_are_not_markup(run, copy):
+    code, out, err = run(*(SMALL + "--data [red]x.npz --output [bold]x").split())
+    assert code == 0, err
+    assert "[red]x, test split" in out and "[bold]x/retrieval.png" in out
+
+
+def test_a_file_without_splits_is_scored_as_a_whole(run, copy):
+    for args, scored in (
+        (("--data", "small.npz"), "small, all pairs, gallery of 12"),
+        (("--data", "small.npz", "--split", "test"), "small, test split, gallery of 1"),
+        (("--data", "split.npz"), "split, test split, gallery of 20"),
+        ((), "pairs, test split, gallery of 50"),
+    ):
+        code, out, err = run("evaluate", "dcca", "--device", "cpu", *args)
+        assert code == 0, err
+        assert scored in out
+
+
+def test_tables_are_whole_outside_a_terminal(run, copy, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    _, out, _ = run("evaluate", "dcca", "--device", "cpu")
+    assert "median rank" in out and "…" not in out
+
+
+def test_a_fault_of_the_program_is_one_line_with_its_traceback_in_a_file(run, copy, monkeypatch):
+    monkeypatch.setattr("xmodal_ops.training.evaluate", lambda *_: {}["gone"])
+    monkeypatch.setattr("tempfile.tempdir", str(copy))
+    code, _, err = run("evaluate", "dcca", "--device", "cpu")
+    assert code == 1
+    one_line(err, "internal error, KeyError: KeyError 'gone'; for the traceback, see ")
+    assert "Traceback" in Path(err.split("see ")[1].strip()).read_text()
+    monkeypatch.setenv("XMODAL_TRACEBACK", "1")
+    assert "Traceback" in run("evaluate", "dcca", "--device", "cpu")[2]
+
+
+@pytest.mark.parametrize(
+    "place", ["data.load", "training.load_run", "training.evaluate", "training.report.retrieval_picture"]
+)
+def test_ctrl_c_at_any_moment_is_one_line(run, copy, monkeypatch, place):
+    def interrupt(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"xmodal_ops.{place}", interrupt)
+    command = SMALL if "picture" in place else "evaluate dcca --device cpu"
+    code, _, err = run(*command.split())
+    assert code == 130
+    assert err.splitlines()[-1] == "xmodal: interrupted"
+
+
+def test_a_benchmark_goes_on_where_it_was_killed(run, copy, monkeypatch):
+    line = (
+        "benchmark --data [/blue].npz --output b --device cpu --model linear_cca --model three_view_cca --json b.json"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("xmodal_ops.training.baselines.BASELINES", {"three_view_cca": lambda *_: {}["killed"]})
+        assert run(*line.split())[0] == 1
+    monkeypatch.setattr(
+        "xmodal_ops.training.benchmark.select_linear_cca", lambda *_, **__: pytest.fail("it was fitted again")
+    )
+    code, _, err = run(*line.split(), "--resume")
+    assert code == 0, err
+    assert list(json.loads(Path("b.json").read_text())["models"]) == ["linear_cca", "three_view_cca"]
+    code, _, err = run(*line.split(), "--resume", "--monitor", "mrr")
+    assert code == 2
+    one_line(err.splitlines()[-1], "holds a benchmark with other data or options")
 
 
 def test_help_shows_the_defaults_that_apply(run):

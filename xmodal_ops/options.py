@@ -30,6 +30,8 @@ _NOUNS = {int: "an integer", float: "a finite number", bool: "true or false", st
 _NUMBERS = {int: Integral, float: Real}
 _BOOLS = {"true": True, "false": False}
 
+LARGEST = 2**31 - 1  # integer
+
 T = TypeVar("T", bound="Options")
 
 
@@ -82,10 +84,12 @@ class Option:
 
     def _element(self, value: Any) -> Any:
         right = isinstance(value, _NUMBERS.get(self.kind, self.kind)) and isinstance(value, bool) == (self.kind is bool)
-        if not right or (self.kind is float and math.isinf(value)):
+        if not right or (self.kind is float and _infinite(value)):
             raise UserError(f"{self.name} must be {_NOUNS[self.kind]}, got {value!r}")
         if self.choices and value not in self.choices:
             raise UserError(f"{self.name} must be one of {', '.join(map(repr, self.choices))}, got {value!r}")
+        if self.kind is int and value > LARGEST:
+            raise UserError(f"{self.name} must be at most {LARGEST}, got {value}")
         if self.kind in _NUMBERS and not (self.minimum <= value <= self.maximum and self.above < value < self.below):
             raise UserError(f"{self.name} must {self.range}, got {value}")
         return self.kind(value)
@@ -117,6 +121,13 @@ class Option:
     def text(self, value: Any) -> str:
         """The inverse of `parse`."""
         return ",".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else str(value)
+
+
+def _infinite(value: Any) -> bool:
+    try:
+        return math.isinf(value)
+    except OverflowError:  # an integer too large for a float
+        return True
 
 
 def options_of(kind: type[Options]) -> dict[str, Option]:
@@ -195,6 +206,12 @@ class LinearCCAConfig(Options):
     refit: bool = option(False, help="Refit on training + validation pairs with the selected parameters.")
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"wikipedia": {"monitor": "map_all"}}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("ridges", "powers"):
+            if not getattr(self, name):
+                raise UserError(f"{name} must hold at least one number, got none")
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 # Modules that the commands need and the package alone does not.
-EXTRAS = {"typer", "rich", "lightning", "matplotlib", "sklearn", "scipy", "h5py"}
+EXTRAS = {"typer", "rich", "lightning", "filelock", "matplotlib", "sklearn", "scipy", "h5py"}
 
 
 def main() -> None:
@@ -20,6 +20,7 @@ def main() -> None:
         print(f"xmodal needs {error.name}: pip install 'xmodal-ops[train]'", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:  # before a command begins: typer and rich are still loading
+        print("xmodal: interrupted", file=sys.stderr)
         sys.exit(130)
 
 

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import re
+import sys
+import tempfile
+import traceback
+import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +20,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from ..errors import Interrupted, UserError
+from ..errors import Interrupted, UserError, one_line
 from ..options import CONFIGS, ACMRConfig, DCCAConfig, LinearCCAConfig
 from .options import Device, Group, Json, Output, Overwrite, Resume, with_options, with_source
 
@@ -21,29 +29,110 @@ if TYPE_CHECKING:
     from ..training import RunDirectory
 
 GLYPHS: Group = {"data": "glyphs"}
+TRACEBACK = "XMODAL_TRACEBACK"
 out = Console()
 err = Console(stderr=True)
+held = ExitStack()  # the directories that the running command has reserved
 
 
 class Commands(TyperGroup):
-    """Commands whose errors are one line on stderr, with exit code 2, or 130 after Ctrl-C."""
+    """Commands that answer whatever goes wrong with one line on stderr and an exit code.
+
+    0: done. 1: a fault of the program; the line says in which file its traceback is, or XMODAL_TRACEBACK=1 prints it.
+    2: something that the user can fix. 130: Ctrl-C.
+    """
+
+    def main(self, args: Any = None, *rest: Any, standalone_mode: bool = True, **named: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # names that the terminal cannot show must not end a training
+                stream.reconfigure(errors="backslashreplace")
+        with warnings.catch_warnings(), held:
+            warnings.showwarning = _show_warning
+            try:
+                code = super().main(args, *rest, **{**named, "standalone_mode": False})
+            except (Exception, KeyboardInterrupt) as error:
+                code = _report(error)
+        if standalone_mode:
+            sys.exit(code)
+        return code
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except UserError as error:
-            _say(f"xmodal: {error}")
-            raise typer.Exit(2) from None
-        except Interrupted as error:
-            _say(f"xmodal: {error}")
-            raise typer.Exit(130) from None
-        except KeyboardInterrupt:
-            _say("xmodal: interrupted")
-            raise typer.Exit(130) from None
+        except (EOFError, KeyboardInterrupt) as error:  # which typer would call "Aborted."
+            raise typer.Exit(_report(error)) from None
+
+
+def _report(error: BaseException) -> int:
+    """Says in one line what went wrong; returns the exit code."""
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        _say("xmodal: interrupted")
+        return 130
+    if isinstance(error, Interrupted):
+        _say(f"xmodal: {error}")
+        return 130
+    context = getattr(error, "ctx", None)  # of typer's errors
+    if type(error).__name__ == "NoArgsIsHelpError" and context is not None:
+        typer.echo(context.get_help())
+        return 2
+    if os.environ.get(TRACEBACK, "0") not in ("", "0"):
+        err.print("".join(traceback.format_exception(error)), markup=False, highlight=False, soft_wrap=True)
+    if (line := _user_error(error)) is not None:
+        _say(f"xmodal: {line}")
+        return 2
+    where = f"run it again with {TRACEBACK}=1"
+    with (
+        suppress(OSError),
+        tempfile.NamedTemporaryFile(
+            "w", prefix="xmodal-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file,
+    ):
+        file.write(" ".join(sys.argv) + "\n" + "".join(traceback.format_exception(error)))
+        where = f"see {file.name}"
+    _say(f"xmodal: internal error, {type(error).__name__}: {one_line(error)}; for the traceback, {where}")
+    return 1
+
+
+def _user_error(error: BaseException) -> str | None:
+    """The line about an error that the user can fix; None for other errors."""
+    if isinstance(error, UserError):
+        return str(error)
+    if hasattr(error, "format_message"):  # of typer: an unknown command or option, or a value of the wrong type
+        context = getattr(error, "ctx", None)
+        words = ["xmodal", *(context.command_path.split()[1:] if context is not None else ())]
+        return f"{error.format_message().rstrip('.')} (see {' '.join(words)} --help)"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else one_line(error)
+    if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory|not enough memory", str(error)):
+        return "not enough memory: a smaller batch, model or file may help"
+    *_, last = traceback.walk_tb(error.__traceback__)
+    if isinstance(error, ValueError) and last[0].f_globals.get("__name__", "").startswith("xmodal_ops."):
+        return one_line(error)  # what the package itself refuses
+    return None
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+    """Prints the package's own warnings in one line; those of libraries are not for users of commands."""
+    if category.__module__.startswith("xmodal_ops."):
+        _say(f"xmodal: {message}")
 
 
 def _say(line: str, console: Console = err) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(" ".join(line.split()), markup=False, highlight=False, soft_wrap=True)
+
+
+def _status(line: str) -> Any:
+    from rich.markup import escape
+
+    return err.status(escape(" ".join(line.split())))
+
+
+def _print_table(results: Mapping[str, Mapping[str, Any]], title: str) -> None:
+    from ..training import report
+
+    # Only a terminal limits the width; a pipe or a file takes whole lines.
+    console = out if out.is_terminal else Console(width=1000)
+    console.print(report.table(results, title))
 
 
 app = typer.Typer(
@@ -76,16 +165,17 @@ def demo(
     """
     from ..training import evaluate as evaluate_model
     from ..training import select_linear_cca, train_dcca
+    from ..training.files import write_json
 
     run = _prepare(output, json_file, device)
     config = DCCAConfig.preset("glyphs", **options)
     data = _load(GLYPHS)
-    with err.status("linear CCA: selecting ridge, components and powers on the validation split"):
+    with _status("linear CCA: selecting ridge, components and powers on the validation split"):
         linear = select_linear_cca(data, config.monitor)
     result = train_dcca(data, config, output, source=GLYPHS, device=device, console=err)
     results = {"linear_cca": evaluate_model(linear, data.test), "dcca": result.metrics}
-    run.write(run.metrics, results)
-    _show(results, data, "test", json_file)
+    write_json(run.metrics, results)
+    _show(results, data, "test split", json_file)
     _say(f"retrieved items: {run.retrieval}", out)
 
 
@@ -108,7 +198,7 @@ def train_linear_cca_command(
     run, config, source = _begin("linear_cca", source, options, output, overwrite, json_file)
     pairs = _load(source)
     metrics = train_linear_cca(pairs, run.path, source=source, **vars(config))
-    _show({"linear_cca": metrics}, pairs, "test", json_file)
+    _show({"linear_cca": metrics}, pairs, "test split", json_file)
     _say(f"retrieved items: {run.retrieval}", out)
 
 
@@ -144,7 +234,7 @@ def train_dcca_command(
     run, config, source = _begin("dcca", source, options, output, overwrite, json_file, device, resume)
     pairs = _load(source)
     result = train_dcca(pairs, config, run.path, source=source, device=device, resume=resume, console=err)
-    _show({"dcca": result.metrics}, pairs, "test", json_file)
+    _show({"dcca": result.metrics}, pairs, "test split", json_file)
     _say(f"best epoch {result.best_epoch} of {len(result.history)}; retrieved items: {run.retrieval}", out)
 
 
@@ -184,14 +274,16 @@ def train_acmr_command(
     run, config, source = _begin(
         "acmr", source, options, output, overwrite, json_file, device, resume, preset=(preset,)
     )
+    if resume and not run.config.exists():
+        seeds = max(seeds, len(run.seeds))
     pairs = _load(source)
     rest: dict[str, Any] = {"source": source, "device": device, "resume": resume, "console": err}
     if seeds > 1:
         metrics = train_acmr_seeds(pairs, config, run.path, range(config.seed, config.seed + seeds), **rest)
-        _show({"acmr": metrics}, pairs, "test", json_file)
+        _show({"acmr": metrics}, pairs, "test split", json_file)
         return
     result = train_acmr(pairs, config, run.path, **rest)
-    _show({"acmr": result.metrics}, pairs, "test", json_file)
+    _show({"acmr": result.metrics}, pairs, "test split", json_file)
     line = f"best epoch {result.best_epoch} of {len(result.history)}; the common space: {run.space}"
     _say(f"{line}; retrieved items: {run.retrieval}", out)
 
@@ -208,6 +300,7 @@ def benchmark(
     ] = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds of DCCA and ACMR, to be averaged.")] = 1,
     monitor: Annotated[str, typer.Option(help="Validation metric that selects.", metavar="NAME")] = "map_all",
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the finished models in --output.")] = False,
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
@@ -218,6 +311,7 @@ def benchmark(
     """
     from ..training import report
     from ..training.benchmark import benchmark as run_benchmark
+    from ..training.files import write_json
 
     if seeds < 1:
         raise UserError(f"--seeds must be at least 1, got {seeds}")
@@ -226,7 +320,7 @@ def benchmark(
     pairs = _load(source)
     result = run_benchmark(
         pairs, output=run.path, seeds=range(seeds), models=models, monitor=monitor, source=source, device=device,
-        on_model=lambda name: _say(report.NAMES[name]),
+        resume=resume, on_model=lambda name: _say(report.NAMES[name]),
     )  # fmt: skip
     protocol = result["protocol"]
     sizes = "/".join(f"{count:,}" for count in protocol["pairs"].values())
@@ -234,9 +328,9 @@ def benchmark(
         f"{pairs.name}: {sizes} pairs for training/validation/test, gallery of {protocol['gallery']:,}, "
         f"chosen by {protocol['chosen_by']}, seeds {', '.join(map(str, protocol['seeds']))}"
     )
-    out.print(report.table(result["models"], title))
+    _print_table(result["models"], title)
     if json_file is not None:
-        _write(json_file, result)
+        write_json(json_file, result)
 
 
 @app.command()
@@ -244,25 +338,38 @@ def benchmark(
 def evaluate(
     source: Group,
     run: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")],
-    split: Annotated[str, typer.Option(help="test, validation or train.", metavar="NAME")] = "test",
+    split: Annotated[
+        str | None,
+        typer.Option(help="test (default), validation or train. A pair file without splits is scored as a whole."),
+    ] = None,
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
-    """Evaluate the model of a run on a split of its own data, or of other data with the same widths.
+    """Evaluate the model of a run on a split of its own data, or on other data with the same widths.
+
+    RUN may hold one run per seed; their models are then evaluated as an ensemble.
 
     Example: [bold]xmodal evaluate runs/demo --split validation --json scores.json[/bold]
     """
     from ..training import RunDirectory, check_shapes, load_run
     from ..training import evaluate as evaluate_model
 
-    if split not in ("test", "validation", "train"):
+    if split not in (None, "test", "validation", "train"):
         raise UserError(f"split must be test, validation or train, got {split!r}")
+    _prepare_json(json_file)
     config = RunDirectory(run).read_config()
     model = load_run(run, device)
-    pairs = _load(source if "data" in source else {**config["data"], **source})
+    own = config["data"]
+    source = source if "data" in source else {**own, **source}
+    pairs = _load(source)
     check_shapes(config, pairs)
-    results = {config["model"]: evaluate_model(model, getattr(pairs, split))}
-    _show(results, pairs, split, json_file)
+    if split is None and source["data"] != own.get("data") and not _declares_split(source["data"]):
+        results = {config["model"]: evaluate_model(model, pairs.whole())}
+        _show(results, pairs, "all pairs", json_file)
+    else:
+        split = split or "test"
+        results = {config["model"]: evaluate_model(model, getattr(pairs, split))}
+        _show(results, pairs, f"{split} split", json_file)
 
 
 @app.command()
@@ -271,7 +378,10 @@ def info(json_file: Json = None) -> None:
     from .._build import build_info, describe
 
     if json_file is not None:
-        _write(json_file, build_info())
+        from ..training.files import write_json
+
+        _prepare_json(json_file)
+        write_json(json_file, build_info())
     typer.echo(describe())
 
 
@@ -287,7 +397,6 @@ def _begin(
     preset: tuple[str, ...] = (),
 ) -> tuple[RunDirectory, Any, Group]:
     """Run directory, configuration and source of a training that starts or is resumed."""
-    from ..training import RunDirectory
 
     if resume:
         if output is None:
@@ -298,20 +407,21 @@ def _begin(
     kind: Any = CONFIGS[model]
     config = kind.preset(*preset, source["data"], **options)
     output = output or Path("runs", f"{model}-{Path(source['data']).stem}")
-    if RunDirectory(output).config.exists() and not overwrite:
+    run = _prepare(output, json_file, device)
+    if run.config.exists() and not overwrite:
         raise UserError(f"{output} holds a run already: replace it with --overwrite, or choose another --output")
-    return _prepare(output, json_file, device), config, source
+    return run, config, source
 
 
 def _saved(model: str, folder: Path, source: Group, options: Group) -> tuple[Any, Group]:
     """Configuration and source of a run to resume. UserError if the user gave other options, except for epochs."""
     from ..training import RunDirectory
 
-    run, first = RunDirectory(folder), RunDirectory(folder / f"seed-{options.get('seed', 0)}")
-    saved = (first if first.config.exists() and not run.config.exists() else run).read_config()
+    run = RunDirectory(folder)
+    saved = run.read_config()
     if saved["model"] != model:
         raise UserError(f"{folder} holds a run of {saved['model']}, not of {model}")
-    config: Any = CONFIGS[model].from_dict(saved["options"])
+    config: Any = run.read_options()
     known = {**config.to_dict(), **saved["data"]}
     for name, value in {**options, **source}.items():
         if name != "epochs" and json.dumps(value) != json.dumps(known.get(name)):
@@ -320,46 +430,56 @@ def _saved(model: str, folder: Path, source: Group, options: Group) -> tuple[Any
 
 
 def _prepare(output: Path, json_file: Path | None, device: str) -> RunDirectory:
-    """Refuses what cannot work before time is spent on data and training."""
+    """Refuses what cannot work before time is spent on data and training, and reserves the run directory."""
     from ..training import RunDirectory, pick_device
 
     pick_device(device)
     run = RunDirectory(output)
-    run.prepare()
-    if json_file is not None:
-        RunDirectory(json_file.parent).prepare()
+    held.enter_context(run.reserved())
+    _prepare_json(json_file)
     return run
+
+
+def _prepare_json(file: Path | None) -> None:
+    from ..training.run import made
+
+    if file is not None:
+        if file.is_dir():
+            raise UserError(f"--json must name a file, got the directory {file}")
+        held.enter_context(made(file.parent))
 
 
 def _load(source: Mapping[str, Any]) -> PairData:
     from ..data import NAMES, load
 
-    kind = source["data"]
+    kind = source.get("data")
     options = {name: value for name, value in source.items() if name != "data"}
+    if not isinstance(kind, str) or options.keys() - {"path", "fonts"}:
+        raise UserError(f"the data of a run must be described by data, path and fonts, got {dict(source)}; give --data")
     allowed = "fonts" if kind == "glyphs" else "path" if kind in NAMES else None
     for name, flag in (("path", "--path"), ("fonts", "--font")):
         if name in options and name != allowed:
             raise UserError(f"{flag} does not go with --data {kind}")
-    with err.status(f"loading {kind}"):
+    with _status(f"loading {kind}"):
         try:
             return load(kind, **options)
         except UserError:
             raise
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        except (ValueError, TypeError) as error:
+            raise UserError(one_line(error)) from None
 
 
-def _show(results: Mapping[str, Mapping[str, Any]], data: PairData, split: str, json_file: Path | None) -> None:
-    from ..training import report
+def _declares_split(kind: str) -> bool:
+    """Whether a data set says itself which pairs are for testing."""
+    from ..data import NAMES, files
+
+    return kind in NAMES or files.declares_split(Path(kind))
+
+
+def _show(results: Mapping[str, Mapping[str, Any]], data: PairData, scored: str, json_file: Path | None) -> None:
+    from ..training.files import write_json
 
     gallery = next(iter(results.values()))["gallery"]
-    out.print(report.table(results, f"{data.name}, {split} split, gallery of {gallery:,}"))
+    _print_table(results, f"{data.name}, {scored}, gallery of {gallery:,}")
     if json_file is not None:
-        _write(json_file, results)
-
-
-def _write(file: Path, content: Any) -> None:
-    try:
-        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror or error}") from None
+        write_json(json_file, results)

@@ -72,6 +72,12 @@ def arrays(path: Path) -> ByRole:
         raise DataError(f"{path}: {error}") from None
 
 
+def declares_split(path: Path) -> bool:
+    """Whether the names of a file's arrays say which pairs are for testing; no array is read."""
+    found = filter(None, map(role_of, contents_of(path, lambda name: False)))
+    return any(split or role == "split" for split, role in found)
+
+
 def contents_of(path: Path, wanted: Callable[[str], bool]) -> dict[str, Array | None]:
     """All arrays of a file by name; None for those that are not wanted, which are not read."""
     try:

@@ -160,3 +160,7 @@ class PairData:
     def with_validation(self) -> PairData:
         """The data set with the validation pairs added to the training pairs, for retraining after model selection."""
         return replace(self, train=PairSet.concatenate(self.train, self.validation))
+
+    def whole(self) -> PairSet:
+        """All pairs: those for training, then those for validation, then those for testing."""
+        return PairSet.concatenate(self.with_validation().train, self.test)

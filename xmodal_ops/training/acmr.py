@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +14,6 @@ from torch.distributions import Beta
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from .. import retrieval
 from .._images import unit_range
 from ..data import PairData
 from ..errors import UserError
@@ -27,8 +25,9 @@ from ..options import ACMRConfig
 from . import report
 from .augment import augment
 from .dcca import cnn_spec
-from .evaluation import embed
-from .fit import Result, train
+from .evaluation import Ensemble, drawing, evaluate, load_run
+from .files import write_json
+from .fit import Result, train, train_seeds
 from .lightning import Row, RunModule, adamw, one_cycle, stream
 from .run import RunDirectory
 
@@ -77,9 +76,11 @@ class ACMRModule(RunModule):
         return self.model.project(0, test.image).cpu(), self.model.project(1, test.text).cpu()
 
     def draw(self, run: RunDirectory, history: list[Row], before: Any) -> None:
-        report.game_curves(history, self.config.monitor, run.loss)
-        labels, classes = self.data.test.labels, self.data.classes
-        report.space_picture(before, self.snapshot(), labels, run.space, classes=classes)
+        with drawing(run.loss) as path:
+            report.game_curves(history, self.config.monitor, path)
+        with drawing(run.space) as path:
+            labels, classes = self.data.test.labels, self.data.classes
+            report.space_picture(before, self.snapshot(), labels, path, classes=classes)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         config = self.config
@@ -155,23 +156,14 @@ def train_acmr_seeds(
     batches and everything else that is random in training; the validation pairs are the same for all. With `resume`,
     finished seeds stay as they are. `rest` are the options of `train_acmr`.
     """
-    results = []
-    runs = [RunDirectory(Path(output) / f"seed-{seed}") for seed in seeds]
-    for seed, run in zip(seeds, runs):
-        if rest.get("resume") and run.metrics.exists():
-            results.append(run.read_metrics()["acmr"])
-            continue
-        resume = bool(rest.get("resume")) and run.last.exists()
-        options = {**rest, "resume": resume}
-        results.append(train_acmr(data, replace(config, seed=seed), run.path, **options).metrics)
-    summary = summarise(results, seeds)
-    if len(runs) > 1:
-        # Unit vectors side by side: the cosine of the ensemble is the mean of the networks' cosines.
-        views = [embed(ACMR.load(run.model), data.test) for run in runs]
-        image, text = (torch.cat(view, 1) for view in zip(*views))
-        summary["ensemble"] = dict(retrieval.evaluate(image, text, data.test.labels))
     top = RunDirectory(output)
-    top.write(top.metrics, {"acmr": summary})
+    with top.reserved():
+        summary = summarise(train_seeds(train_acmr, "acmr", data, config, output, seeds, **rest), seeds)
+        if len(seeds) > 1:
+            runs = [RunDirectory(top.path / f"seed-{seed}") for seed in seeds]
+            ensemble = Ensemble([cast(ACMR, load_run(run.path, rest.get("device", "auto"))) for run in runs])
+            summary["ensemble"] = evaluate(ensemble, data.test)
+        write_json(top.metrics, {"acmr": summary})
     return summary
 
 

@@ -112,6 +112,8 @@ def semantic_matching(data: PairData, monitor: str, refit: bool = False, *, kind
         seed: of the forest.
     """
     labels = _labels(data.train, data.name)
+    if labels.ndim == 1 and (labels == labels[0]).all():
+        raise UserError(f"semantic matching needs at least 2 classes, {data.name} has 1 in training")
     strengths = (0.01, 0.1) if kind == "logistic" else (1, 10)
     tables = [
         [_probabilities(kind, s, seed, x, labels, np.concatenate(rows)) for s in strengths]

@@ -16,6 +16,7 @@ from ..options import DCCAConfig
 from ..scale.large_batch import large_batch_loss
 from . import report
 from .augment import augment
+from .evaluation import drawing
 from .fit import Result, train
 from .lightning import Row, RunModule, adamw, one_cycle, stream
 from .run import RunDirectory
@@ -58,7 +59,8 @@ class DCCAModule(RunModule):
         self.model.fit_cca(self.data.train.image, self.data.train.text)
 
     def draw(self, run: RunDirectory, history: list[Row], before: Any) -> None:
-        report.loss_curve(history, self.config.monitor, run.loss)
+        with drawing(run.loss) as path:
+            report.loss_curve(history, self.config.monitor, path)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         torch.manual_seed(stream(self.config.seed, self.global_step))  # dropout and augmentation

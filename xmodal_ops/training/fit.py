@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import signal
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +22,12 @@ from lightning.pytorch.callbacks import EarlyStopping
 from rich.console import Console
 
 from ..data import PairData
-from ..errors import Interrupted, UserError
+from ..errors import Interrupted, UserError, one_line
 from ..models import ACMR, DCCA
 from ..options import TrainingConfig
-from .evaluation import finish, new_model, weights_of
-from .lightning import Row, RunCheckpoint, RunModule, StepCallback
+from .evaluation import finish, load_weights, new_model
+from .files import first_readable, read_json
+from .lightning import Row, RunCheckpoint, RunModule, StepCallback, WholeFiles
 from .progress import TrainingProgress
 from .run import RunDirectory, pick_device
 
@@ -72,7 +73,7 @@ def train(
 
     Raises:
         UserError: something cannot work: the device, the directory, data that do not suit the model. Raised before any
-            training. Also if the loss diverges.
+            training. Also if the loss diverges, or the disk is full; the checkpoints of earlier epochs are kept.
         Interrupted: the user pressed Ctrl-C.
     """
     run, place = RunDirectory(output), pick_device(device)
@@ -82,29 +83,68 @@ def train(
     console = console or Console(stderr=True)
     for line in kind.notes(config, data):
         _say(console, line)
-    run.begin(data, resume)
-    run.describe(kind.NAME, data, source, config.to_dict(), **description)
-    module = _initial(kind, data, config, run)
-    before = module.snapshot() if pictures else None
-    best_epoch = fit(module, run, place, console, resume)
-    history, weights = module.history, run.best
-    if config.refit:
-        module = _initial(kind, data.with_validation(), replace(config, patience=0), run)
-        refit(module, run, place, console, resume, best_epoch)
-        weights = run.refit.last
-    module.model.load_state_dict(weights_of(weights))
-    module.model.to(place)
-    module.complete()
-    metrics = finish(run, kind.NAME, module.model, data, pictures)
-    if pictures:
-        module.draw(run, history, before)
+    with run.reserved(), _explained(run):
+        run.begin(data, resume)
+        run.describe(kind.NAME, data, source, config.to_dict(), **description)
+        module = _initial(kind, data, config, run)
+        before = module.snapshot() if pictures else None
+        best_epoch = fit(module, run, place, console, resume)
+        history, weights = module.history, run.best
+        if config.refit:
+            module = _initial(kind, data.with_validation(), replace(config, patience=0), run)
+            refit(module, run, place, console, resume, best_epoch)
+            weights = run.refit.last
+        load_weights(module.model, weights)
+        module.model.to(place)
+        module.complete()
+        metrics = finish(run, kind.NAME, module.model, data, pictures)
+        if pictures:
+            module.draw(run, history, before)
     return Result(module.model, metrics, history, best_epoch)
+
+
+@contextmanager
+def _explained(run: RunDirectory) -> Iterator[None]:
+    """Turns what an op says about diverged or degenerate networks into a UserError that says what may help."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+        line = f"the training failed: {one_line(error)}"
+        if "finite" in line or "singular" in line or not isinstance(error, ValueError):
+            line += ": a smaller learning rate or a larger ridge may help"
+        if run.best.exists():
+            line += f"; {run.best} holds the best epoch until then"
+        raise UserError(line) from error
+
+
+def train_seeds(
+    train: Callable[..., Result[Any]],
+    name: str,
+    data: PairData,
+    config: TrainingConfig,
+    output: str | Path,
+    seeds: Sequence[int],
+    resume: bool = False,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Trains one model per seed in `output/seed-N`; returns their metrics. With `resume`, finished seeds are kept."""
+    results = []
+    for seed in seeds:
+        run = RunDirectory(Path(output) / f"seed-{seed}")
+        if resume and run.metrics.exists() and name in (done := read_json(run.metrics)):
+            results.append(done[name])
+            continue
+        own = {**options, "resume": resume and run.last.exists()}
+        results.append(train(data, replace(config, seed=seed), run.path, **own).metrics)
+    return results
 
 
 def _initial(kind: type[RunModule], data: PairData, config: TrainingConfig, run: RunDirectory) -> RunModule:
     """The module before its first step. The seed determines its weights."""
     torch.manual_seed(config.seed)
-    return kind(new_model(run.read_config()), data, config)
+    return kind(new_model(run), data, config)
 
 
 def fit(
@@ -120,6 +160,7 @@ def fit(
     Leaves `best.ckpt` and `last.ckpt` in the run directory. Raises Interrupted after Ctrl-C.
     """
     config = module.config
+    start = _checkpoint(module, run) if resume else None
     progress = TrainingProgress(console, config.epochs, len(module.sampler), config.monitor)
     module.on_epoch = progress.epoch
     checkpoint = RunCheckpoint(run)
@@ -134,6 +175,7 @@ def fit(
             precision=config.precision,  # type: ignore[arg-type]
             max_epochs=epochs or config.epochs,
             callbacks=callbacks,
+            plugins=[WholeFiles()],
             default_root_dir=run.path,
             limit_val_batches=0,
             logger=False,
@@ -143,7 +185,7 @@ def fit(
         )
         handler = signal.getsignal(signal.SIGINT)
         try:
-            trainer.fit(module, ckpt_path=run.last if resume else None)
+            trainer.fit(module, ckpt_path=start)
         except SystemExit:  # how Lightning leaves after Ctrl-C, which it ignores from then on
             if not trainer.interrupted:
                 raise
@@ -157,12 +199,24 @@ def fit(
     return checkpoint.best_epoch
 
 
+def _checkpoint(module: RunModule, run: RunDirectory) -> Path:
+    """The checkpoint to resume from: the last one, or the best if the last is damaged."""
+
+    def read(path: Path) -> Path:
+        load_weights(module.model, path)
+        return path
+
+    if (path := first_readable([run.last, run.best], read)) is None:
+        raise UserError(f"{run.path} holds no checkpoint to resume from")
+    return path
+
+
 def refit(
     module: RunModule, run: RunDirectory, device: torch.device, console: Console, resume: bool, epochs: int
 ) -> None:
     """Trains a module on training + validation pairs for the given epochs; leaves `run.refit.last`."""
     second = run.refit
-    second.prepare()
+    second.path.mkdir(exist_ok=True)
     _say(console, f"retraining on training + validation pairs for {epochs} epochs; "
                   "the validation scores below are no longer held out")  # fmt: skip
     resume = resume and second.last.exists()

@@ -7,11 +7,13 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
@@ -20,6 +22,7 @@ from ..errors import UserError
 from ..models import ACMR, DCCA
 from ..options import TrainingConfig
 from .evaluation import evaluate
+from .files import load_tensors, replacing, save
 from .run import RunDirectory
 
 Row = dict[str, float]
@@ -150,6 +153,16 @@ def one_cycle(progress: float, warmup: float = 0.2) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
+class WholeFiles(TorchCheckpointIO):
+    """Checkpoints that are on the disk as a whole or not at all, and that are read without running pickled code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        save(Path(path), lambda file: torch.save(checkpoint, file))
+
+    def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        return load_tensors(Path(path))
+
+
 class RunCheckpoint(Checkpoint):
     """Writes `last.ckpt` before the first epoch and after each, and `best.ckpt`, into a run directory.
 
@@ -176,7 +189,7 @@ class RunCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.run.last)
         self.finished = trainer.current_epoch + 1
         assert isinstance(module, RunModule)
-        with self.run.history.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self.run.history) as path, path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, module.history[0].keys())
             writer.writeheader()
             writer.writerows(module.history)

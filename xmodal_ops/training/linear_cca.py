@@ -7,8 +7,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .. import retrieval
 from ..data import PairData
+from ..errors import UserError
 from ..models import LinearCCA
 from ..options import COMPONENTS, POWERS, RIDGES, LinearCCAConfig
 from .evaluation import embed, finish
@@ -36,6 +39,9 @@ def select_linear_cca(
         powers: candidate exponents of the correlations that weight the components.
     """
     train, validation = data.train, data.validation
+    for name, view in (("image", train.image), ("text", train.text)):
+        if torch.equal(view, view[:1].expand_as(view)):
+            raise UserError(f"linear CCA needs views that vary, and all training rows of {name} are equal")
     labels = validation.labels if monitor.startswith("map") else None
     model = LinearCCA(relative=True).partial_fit(train.image.flatten(1), train.text)
     best: tuple[float, dict[str, Any]] = (-1.0, {})
@@ -73,7 +79,8 @@ def train_linear_cca(
     """
     config = LinearCCAConfig(**options)
     run = RunDirectory(output)
-    run.begin(data)
-    model = select_linear_cca(data, **vars(config))
-    run.describe("linear_cca", data, source, config.to_dict(), selected=model.get_params())
-    return finish(run, "linear_cca", model, data, pictures)
+    with run.reserved():
+        model = select_linear_cca(data, **vars(config))
+        run.begin(data)
+        run.describe("linear_cca", data, source, config.to_dict(), selected=model.get_params())
+        return finish(run, "linear_cca", model, data, pictures)

@@ -67,15 +67,17 @@ def rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 def table(results: Mapping[str, Mapping[str, Any]], title: str = "") -> Table:
     """The comparison of models as a table for the terminal."""
     from rich.table import Table
+    from rich.text import Text
 
-    out = Table(title=title or None, title_justify="left")
+    # As Text, since a name such as "[/blue]" would be read as markup.
+    out = Table(title=Text(title) if title else None, title_justify="left")
     for name in ("model", "direction"):
         out.add_column(name, no_wrap=True)
     for name in COLUMNS.values():
         out.add_column(name, justify="right", no_wrap=True)
     for row in rows(results):
         last = row[1] in (DIRECTIONS["mean"], "")
-        out.add_row(*row, end_section=last, style="bold" if row[1] == DIRECTIONS["mean"] else "")
+        out.add_row(*map(Text, row), end_section=last, style="bold" if row[1] == DIRECTIONS["mean"] else "")
     return out
 
 
@@ -239,7 +241,7 @@ def _cell(
     """Draws one item, as an image or by name, in the box of height 1 whose upper left corner is (x, y)."""
     if not drawn:
         words = textwrap.fill(_name(pairs, item, classes), 22, max_lines=4)
-        axes.text(x + width / 2, y + 0.5, words, ha="center", va="center", fontsize=8)
+        axes.text(x + width / 2, y + 0.5, words, ha="center", va="center", fontsize=8, parse_math=False)
         return
     image = pairs.image[item].permute(1, 2, 0).float().numpy()
     extent = (x + 0.1, x + width - 0.1, y + 0.9, y + 0.1)
