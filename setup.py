@@ -1,8 +1,8 @@
 """Finds a CUDA compiler for CMake; everything static about the package is in pyproject.toml.
 
 The compiler is the machine's own (CUDACXX, PATH, CUDA_HOME, /usr/local/cuda); where there is none but an
-NVIDIA driver is, NVIDIA's from PyPI, demanded for the build alone; otherwise the CPU module is built.
-XMODAL_CUDA=ON insists on the kernels, XMODAL_CUDA=OFF leaves them out; XMODAL_WERROR=ON makes warnings errors.
+NVIDIA driver is, NVIDIA's from PyPI, demanded for the build alone. CMake tries it; if it does not work, the CPU module
+is built. XMODAL_CUDA=ON requires the kernels, XMODAL_CUDA=OFF omits them; XMODAL_WERROR=ON makes warnings errors.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-SWITCH = os.environ.get("XMODAL_CUDA", "AUTO").upper()
+SWITCH = (os.environ.get("XMODAL_CUDA") or "AUTO").upper()
 FORCED = SWITCH in {"ON", "1", "TRUE"}
 WANTED = SWITCH not in {"OFF", "0", "FALSE"}
 TOOLKITS = os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"
@@ -34,13 +34,12 @@ def pypi_nvcc() -> Path | None:
 
 
 def cuda_args() -> list[str]:
+    chosen = [f"-DXMODAL_CUDA={SWITCH}"]
     if WANTED and (nvcc := own_nvcc()):
-        return ["-DXMODAL_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+        return [*chosen, f"-DCMAKE_CUDA_COMPILER={nvcc}"]
     if WANTED and (place := pypi_nvcc()):  # its libraries are in lib, where nvcc itself looks in lib64
-        return ["-DXMODAL_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={place}", f"-DCMAKE_CUDA_FLAGS=-L{place.parents[1]}/lib"]
-    if FORCED:
-        return ["-DXMODAL_CUDA=ON"]  # CMake says what is missing
-    return ["-DXMODAL_CUDA=OFF"]
+        return [*chosen, f"-DCMAKE_CUDA_COMPILER={place}", f"-DCMAKE_CUDA_FLAGS=-L{place.parents[1]}/lib"]
+    return chosen  # CMake says what is missing
 
 
 NEEDS_PYPI_NVCC = WANTED and not own_nvcc() and (FORCED or has_driver())
