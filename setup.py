@@ -1,9 +1,9 @@
 """Finds a CUDA compiler for CMake; everything static about the package is in pyproject.toml.
 
 It takes the first of: the compiler of the machine (CUDACXX, PATH, CUDA_HOME, /usr/local/cuda); if there is an NVIDIA
-driver, the compiler that NVIDIA publishes on PyPI, as a requirement of the build only; otherwise none, for a build
-without CUDA kernels. XMODAL_CUDA=ON requires the kernels, XMODAL_CUDA=OFF omits them, XMODAL_WERROR=ON turns warnings
-into errors.
+driver, the compiler that NVIDIA publishes on PyPI, as a requirement of the build only; otherwise none. Without a
+compiler that works, the CPU module alone is built. XMODAL_CUDA=ON requires the kernels, XMODAL_CUDA=OFF omits them,
+XMODAL_WERROR=ON turns warnings into errors.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-SWITCH = os.environ.get("XMODAL_CUDA", "AUTO").upper()
+SWITCH = (os.environ.get("XMODAL_CUDA") or "AUTO").upper()
 FORCED = SWITCH in {"ON", "1", "TRUE"}
 WANTED = SWITCH not in {"OFF", "0", "FALSE"}
 TOOLKITS = os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"
@@ -35,13 +35,12 @@ def pypi_nvcc() -> Path | None:
 
 
 def cuda_args() -> list[str]:
+    chosen = [f"-DXMODAL_CUDA={SWITCH}"]
     if WANTED and (nvcc := own_nvcc()):
-        return ["-DXMODAL_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+        return [*chosen, f"-DCMAKE_CUDA_COMPILER={nvcc}"]
     if WANTED and (place := pypi_nvcc()):  # its libraries are in lib, but nvcc looks in lib64
-        return ["-DXMODAL_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={place}", f"-DCMAKE_CUDA_FLAGS=-L{place.parents[1]}/lib"]
-    if FORCED:
-        return ["-DXMODAL_CUDA=ON"]  # CMake says what is missing
-    return ["-DXMODAL_CUDA=OFF"]
+        return [*chosen, f"-DCMAKE_CUDA_COMPILER={place}", f"-DCMAKE_CUDA_FLAGS=-L{place.parents[1]}/lib"]
+    return chosen  # CMake says what is missing
 
 
 NEEDS_PYPI_NVCC = WANTED and not own_nvcc() and (FORCED or has_driver())

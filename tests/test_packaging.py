@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -85,3 +86,64 @@ def test_source_tree_without_native_module_says_what_to_do(checkout):
     done = subprocess.run(command, capture_output=True, text=True, cwd=checkout)
     assert done.returncode == 1
     assert "native module has not been built: run `pip install -e .` there" in done.stderr.splitlines()[-1]
+
+
+SAYS = "#!/bin/sh\necho '{}'\nexit {}\n"
+BROKEN_COMPILERS = {  # a script, or None for a missing file, and the reason that is given
+    "fails": (SAYS.format("", 1), "exit status 1"),
+    "refuses the host compiler": (
+        SAYS.format('error "gcc"; $unsupported', 1),
+        "exit status 1: error  gcc    unsupported",
+    ),
+    "is old": (SAYS.format("release 9.0, V9.0.176", 0), "it compiles nothing: release 9.0, V9.0.176"),
+    "is no program": ("\0\1\2", ""),
+    "writes no program": ('#!/bin/sh\nfor last; do :; done\n: > "$last"\n', "what it compiles does not run"),
+    "is missing": (None, ""),
+}
+
+
+def configure(build: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    pybind11 = pytest.importorskip("pybind11", reason="the module is built with it")
+    return subprocess.run(
+        [
+            *("cmake", "-S", ROOT, "-B", build, "-G", "Ninja", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"),
+            *(f"-DPython_EXECUTABLE={sys.executable}", *options),
+        ],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory) -> Path:
+    """A build directory that is configured again and again: only the first time costs seconds."""
+    if not shutil.which("cmake") or not shutil.which("ninja"):
+        pytest.skip("needs cmake and ninja")
+    return tmp_path_factory.mktemp("build")
+
+
+@pytest.mark.parametrize("kind", BROKEN_COMPILERS)
+def test_a_cuda_compiler_that_does_not_work_leaves_the_cpu_module(kind, build, tmp_path):
+    script, reason = BROKEN_COMPILERS[kind]
+    nvcc = tmp_path / "nvcc"
+    if script is not None:
+        nvcc.write_text(script)
+        nvcc.chmod(0o755)
+    done = configure(build, "-DXMODAL_CUDA=AUTO", f"-DCMAKE_CUDA_COMPILER={nvcc}")
+    assert done.returncode == 0, done.stderr
+    assert f"building for the CPU only: {nvcc} does not work: {reason}" in done.stderr
+
+
+def test_demanded_kernels_without_a_working_compiler_end_in_one_line(build, tmp_path):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(SAYS.format("nvcc fatal : Unsupported gpu architecture", 1))
+    nvcc.chmod(0o755)
+    done = configure(build, "-DXMODAL_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}")
+    assert done.returncode
+    (line,) = [line for line in done.stderr.splitlines() if "XMODAL_CUDA=OFF" in line]
+    assert f"{nvcc} does not work: exit status 1: nvcc fatal : Unsupported gpu architecture" in line
+
+
+def test_an_unknown_value_of_the_switch_is_refused(build):
+    assert "XMODAL_CUDA must be ON, OFF or AUTO, got MAYBE" in configure(build, "-DXMODAL_CUDA=MAYBE").stderr

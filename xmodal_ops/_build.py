@@ -45,8 +45,8 @@ def op_paths() -> dict[str, dict[str, str]]:
 def describe() -> str:
     """The same as a table for people."""
     info = build_info()
-    kernels = ", ".join(info["cuda_archs"]) if info["cuda"] else "not built"
-    if info["cuda"] and info["cuda_unavailable"]:
+    kernels = ", ".join(info["cuda_archs"]) if info["cuda"] else "none"
+    if info["cuda_unavailable"]:
         kernels += f" (not usable here: {info['cuda_unavailable']})"
     lines = [
         f"xmodal_ops    {info['version']}",

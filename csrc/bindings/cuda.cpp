@@ -198,6 +198,6 @@ void bind_cuda(py::module_& module) {
 void bind_cuda(py::module_& module) {
   module.attr("with_cuda") = false;
   module.def("cuda_archs", [] { return std::vector<std::string>(); });
-  module.def("cuda_unavailable", [] { return std::string("this build has no CUDA kernels"); });
+  module.def("cuda_unavailable", [] { return std::string("this build has no CUDA kernels: " XMODAL_NO_CUDA); });
 }
 #endif

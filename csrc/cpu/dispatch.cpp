@@ -1,6 +1,7 @@
 // Chooses an instruction set once, and sends every call to the kernel that is compiled for it.
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -48,9 +49,14 @@ const char* instruction_set() {
 void run_parallel(int parts, void (*body)(void*, int, int), void* context) {
   if (parts <= 1) return body(context, 0, 1);
   std::vector<std::thread> threads;
-  threads.reserve(parts - 1);
-  for (int part = 0; part + 1 < parts; ++part) threads.emplace_back(body, context, part, parts);
-  body(context, parts - 1, parts);
+  int part = 0;
+  try {
+    threads.reserve(parts - 1);
+    for (; part + 1 < parts; ++part) threads.emplace_back(body, context, part, parts);
+  } catch (const std::exception&) {
+    // The system grants no more threads, or no memory for them. The caller runs the parts that are left.
+  }
+  for (; part < parts; ++part) body(context, part, parts);
   for (auto& thread : threads) thread.join();
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -117,7 +118,7 @@ def long_covariance() -> tuple[Tensor, ...]:
 
 
 def trace_norm_and_gradients() -> tuple[Tensor, ...]:
-    return torch.ops.xmodal.trace_norm(*views(3000, 64, 64, F32), 1e-3, 1e-3, 64, True, True)
+    return torch.ops.xmodal.trace_norm(*views(6000, 64, 64, F32), 1e-3, 1e-3, 64, True, True)
 
 
 @pytest.mark.parametrize("op", [wide_covariance, long_covariance, trace_norm_and_gradients])
@@ -129,3 +130,48 @@ def test_a_number_of_threads_gives_the_same_bits_twice_and_another_close_ones(
         results.append(on_threads(count, op))
         assert all(torch.equal(a, b) for a, b in zip(results[-1], on_threads(count, op)))
     assert all(relative(a, b) < 1e-6 for a, b in zip(*results))
+
+
+PARSIMONIOUS = """  // Refuses std::thread, and serves OpenMP, which torch uses and which would end the process.
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <string.h>
+int threads_left = 1000;
+int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*start)(void*), void* argument) {
+  Dl_info caller;
+  const int native = dladdr(__builtin_return_address(0), &caller) && strstr(caller.dli_fname, "libstdc++");
+  if (native && threads_left-- <= 0) return EAGAIN;
+  int (*create)(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*) = dlsym(RTLD_NEXT, "pthread_create");
+  return create(thread, attributes, start, argument);
+}
+"""
+OPS_WITH_FEW_THREADS = """
+import ctypes, torch
+from tests.ops import test_cpu_paths as tests
+left = ctypes.c_int.in_dll(ctypes.CDLL(None), "threads_left")
+for op in (tests.mining, tests.structure_preserving, tests.triplet_margin, tests.wide_covariance,
+           tests.long_covariance, tests.trace_norm_and_gradients):
+    expected = tests.on_threads(4, op)
+    for granted in range(2):
+        left.value = granted
+        found = tests.on_threads(4, op)
+        assert left.value < 0, f"{op.__name__} asked for {granted - left.value} threads only"
+        left.value = 1000
+        assert all(torch.equal(a, b) for a, b in zip(expected, found)), op.__name__
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="replaces pthread_create, in C on Linux")
+def test_a_system_that_grants_only_some_of_the_threads_changes_no_bit(tmp_path: Path) -> None:
+    source, library = tmp_path / "parsimonious.c", tmp_path / "parsimonious.so"
+    source.write_text(PARSIMONIOUS)
+    subprocess.run(["cc", "-D_GNU_SOURCE", "-shared", "-fPIC", source, "-o", library, "-ldl"], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", OPS_WITH_FEW_THREADS],
+        env={**os.environ, "LD_PRELOAD": str(library)},
+        cwd=FOLDER.parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
