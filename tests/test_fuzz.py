@@ -123,9 +123,9 @@ def of_whiten(draw: Draw, x: Tensor, y: Tensor) -> tuple[Callable[..., Tensor], 
 
     def truth(x: Tensor, y: Tensor) -> Results:
         w = whiten.whiten(x, 0.1, zca)
-        return w, [whiten.whiten_backward(torch.ones_like(w), x, 0.1, zca), torch.zeros_like(y)]
+        return w.pow(3), [whiten.whiten_backward(3 * w.square(), x, 0.1, zca), torch.zeros_like(y)]
 
-    return lambda x, y: xo.whiten(x, ridge=0.1, method="zca" if zca else "cholesky"), truth
+    return lambda x, y: xo.whiten(x, ridge=0.1, method="zca" if zca else "cholesky").pow(3), truth
 
 
 def of_structure(draw: Draw, x: Tensor, y: Tensor) -> tuple[Callable[..., Tensor], Callable[..., Results]]:

