@@ -41,6 +41,6 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Disables autocast: the ops choose their own accumulation dtype."""
-    if torch.is_autocast_enabled(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

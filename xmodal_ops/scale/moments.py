@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import _checks
-from .._dtypes import WITHOUT_FP64, accumulation_dtype, widest, with_fp64
+from .._dtypes import accumulation_dtype, widest, widest_dtype, with_fp64
 from ..ops import Covariance, covariance
 from ..ops.portable.covariance import ridged
 from . import collective
@@ -190,7 +190,7 @@ class MomentAccumulator:
 
     def to(self, device: torch.device | str) -> MomentAccumulator:
         """Moves the totals to a device; one without fp64 leaves them where they are."""
-        if self.count and torch.device(device).type not in WITHOUT_FP64:
+        if self.count and widest_dtype(torch.device(device)) == torch.float64:
             for name in self._TENSORS:
                 setattr(self, name, getattr(self, name).to(device))
         return self
