@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from tests.helpers import LiveBytes
 from xmodal_ops import large_batch_loss, structure_preserving_loss, trace_norm_loss, triplet_margin_loss
@@ -204,6 +205,186 @@ def test_parameters_of_the_loss_and_frozen_networks():
         silent = large_batch_loss(list(nets), (x, y), loss, chunk_size=64)
     assert not silent.requires_grad
     torch.testing.assert_close(silent, value.detach())
+
+
+class Checkpointed(nn.Module):
+    """A network with a checkpoint, behind a stem that may be frozen, as for LoRA."""
+
+    def __init__(self, reentrant=True, frozen=True, tied=False, inputs=9):
+        super().__init__()
+        torch.manual_seed(4)
+        self.stem, self.head = nn.Linear(inputs, 6).double(), nn.Linear(6, 5).double()
+        self.block = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Dropout(0.3), nn.BatchNorm1d(6)).double()
+        self.stem.requires_grad_(not frozen)
+        self.reentrant, self.tied = reentrant, tied
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x if x.requires_grad else x.requires_grad_()
+        x = checkpoint(self.block, x, use_reentrant=self.reentrant)
+        return self.head(self.block[0](x) if self.tied else x)
+
+
+@pytest.mark.parametrize(
+    ("reentrant", "frozen", "tied"),
+    [(True, True, False), (True, True, True), (True, False, False), (False, True, False)],
+)
+def test_checkpoints_hide_no_parameters(reentrant, frozen, tied):
+    net, plain, x = Checkpointed(reentrant, frozen, tied), Checkpointed(False, frozen, tied), pairs(40)[0]
+    loss = lambda u: u.pow(3).mean()  # noqa: E731
+    torch.manual_seed(5)
+    large_batch_loss(plain, (x,), loss, chunk_size=20).backward()
+    seen = []
+    net.block[0].weight.register_hook(seen.append)
+    torch.manual_seed(5)
+    large_batch_loss(net, (x,), loss, chunk_size=20).backward()
+    for (name, p), q in zip(net.named_parameters(), plain.parameters()):
+        assert (p.grad is None) == (q.grad is None) == name.startswith("stem") * frozen, name
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad)
+    for a, b in zip(net.buffers(), plain.buffers()):
+        torch.testing.assert_close(a, b)
+    assert len(seen) == 1, "hooks see the gradient once"
+    assert all(isinstance(p, nn.Parameter) and p.is_leaf for p in net.parameters())
+
+
+def test_a_hook_that_changes_a_gradient_runs_once():
+    net, x = nn.Linear(9, 5).double(), pairs(30)[0]
+    loss = lambda u: u.square().sum()  # noqa: E731
+    expected = torch.autograd.grad(loss(net(x)), net.weight)[0].clamp(max=1.0) + 1
+    net.weight.register_hook(lambda g: g.clamp(max=1.0) + 1)
+    large_batch_loss(net, (x,), loss, chunk_size=7).backward()
+    torch.testing.assert_close(net.weight.grad, expected)
+
+
+def test_recurrent_networks_keep_their_flat_weights_behind_a_checkpoint():
+    class Recurrent(nn.Module):
+        def __init__(self, reentrant):
+            super().__init__()
+            torch.manual_seed(0)
+            self.lstm, self.reentrant = nn.LSTM(9, 4, batch_first=True).double(), reentrant
+
+        def forward(self, x):
+            x = x[:, None].clone().requires_grad_()
+            return checkpoint(lambda v: self.lstm(v)[0][:, 0], x, use_reentrant=self.reentrant)
+
+    grads = []
+    for reentrant in (False, True):
+        net = Recurrent(reentrant)
+        large_batch_loss(net, (pairs(30)[0],), lambda u: u.square().sum(), chunk_size=7).backward()
+        grads.append(gradients(net))
+    torch.testing.assert_close(*grads)
+
+
+def test_a_function_that_runs_autograd_itself_hides_no_parameters():
+    inner = nn.Linear(9, 5).double()
+
+    class Reversible(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return inner(x)
+
+        @staticmethod
+        def backward(ctx, grad):
+            with torch.enable_grad():
+                x = ctx.saved_tensors[0].detach().requires_grad_()
+                inner(x).backward(grad)
+            return x.grad
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return Reversible.apply(x.clone().requires_grad_())
+
+    x, _ = pairs(30)
+    loss = lambda u: u.square().sum()  # noqa: E731
+    (expected,) = torch.autograd.grad(loss(inner(x)), inner.weight)
+    (large_batch_loss(Net(), (x,), loss, chunk_size=7) * 2).backward()
+    torch.testing.assert_close(inner.weight.grad, 2 * expected)
+
+
+class Hiding(nn.Module):
+    """A network that uses a parameter it does not hold."""
+
+    def __init__(self, hidden, own=True):
+        super().__init__()
+        self.linear, self.hidden = nn.Linear(9, 5).double().requires_grad_(own), [hidden]
+
+    def forward(self, x):
+        hidden = self.hidden[0]
+        return hidden(self.linear(x)) if isinstance(hidden, nn.Module) else self.linear(x) * hidden
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["with others", "all hidden"])
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        lambda: nn.Linear(5, 5).double(),
+        lambda: nn.Parameter(torch.ones(5, dtype=torch.float64)),
+        lambda: torch.ones(5, dtype=torch.float64, requires_grad=True),
+    ],
+    ids=["module", "parameter", "tensor"],
+)
+def test_a_hidden_parameter_of_a_network_is_refused(hidden, own):
+    with pytest.raises(ValueError, match=r"networks must hold all parameters .* of shape .* would get no"):
+        large_batch_loss(Hiding(hidden(), own), (pairs(20)[0],), lambda u: u.sum(), chunk_size=7).backward()
+
+
+@pytest.mark.parametrize("leaf", [nn.Parameter(torch.ones(())), torch.ones((), requires_grad=True)])
+def test_a_hidden_parameter_of_the_loss_is_refused(leaf):
+    with pytest.raises(ValueError, match=r"loss must hold all parameters .* of shape \(\), which would get no"):
+        large_batch_loss(list(networks()), pairs(20), lambda u, v: contrastive(u * leaf, v), chunk_size=7)
+
+
+def test_a_leaf_made_in_passing_is_harmless():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(9, 5).double()
+
+        def forward(self, x):
+            return self.linear(x.clone().requires_grad_()).relu() * torch.ones(5, requires_grad=True)
+
+    net = Net()
+    large_batch_loss(net, (pairs(20)[0],), lambda u: u.sum(), chunk_size=7).backward()
+    assert net.linear.weight.grad is not None
+
+
+def test_networks_that_are_no_modules_are_refused():
+    with pytest.raises(TypeError, match="networks must be modules, got function: its parameters cannot be found"):
+        large_batch_loss([lambda x: x], (pairs(20)[0],), lambda u: u.sum(), chunk_size=7)
+
+
+@pytest.mark.parametrize(
+    "loss", [TraceNormLoss(), lambda u, v: contrastive(u.double(), v.double())], ids=["trace norm", "contrastive"]
+)
+def test_outputs_may_have_different_floating_types(loss):
+    net, (x, y) = networks(dtype=torch.float32), pairs(60, torch.float32)
+    whole = copy.deepcopy(net)
+    loss(whole[0](x), whole[1](y)).backward()
+    large_batch_loss([net[0], nn.Sequential(net[1], Double())], (x, y), loss, chunk_size=16).backward()
+    torch.testing.assert_close(gradients(net), gradients(whole), rtol=1e-3, atol=1e-5)
+
+
+class Double(nn.Module):
+    def forward(self, x):
+        return x.double()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [lambda a: a[::-1], lambda a: a.astype(">f8")[::-1], lambda a: a[::-1].tolist()],
+    ids=["strides", "bytes", "list"],
+)
+def test_views_are_whatever_numpy_reads(read):
+    net, plain, (x, y) = networks(), networks(), pairs(30)
+    large_batch_loss(list(plain), (x.flip(0), y.flip(0)), TraceNormLoss(), chunk_size=7).backward()
+    large_batch_loss(list(net), (read(x.numpy()), read(y.numpy())), TraceNormLoss(), chunk_size=7).backward()
+    assert torch.equal(gradients(net), gradients(plain))
 
 
 def test_views_that_are_memory_maps(tmp_path):

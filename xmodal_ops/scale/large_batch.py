@@ -3,11 +3,14 @@
 `large_batch_loss` makes two passes over chunks of the batch (`_TwoPasses`). The first pass runs the networks without
 keeping activations and hands the outputs of every chunk to the loss (`_trace_norm` or `_any_loss`), which returns its
 value and its gradient with respect to those outputs. The second pass, in `backward`, runs every chunk again and
-back-propagates that gradient to the parameters.
+back-propagates that gradient to the parameters. A parameter that this pass cannot see is an error, never a missing
+gradient (`_Graph`).
 """
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -15,11 +18,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from .. import _checks
-from .._dtypes import accumulation_dtype
+from .._arrays import as_tensor
+from .._dtypes import accumulation_dtype, widest
 from ..nn import TraceNormLoss
 from ..ops.autograd import differentiable_once
 from . import collective
@@ -61,8 +66,13 @@ def large_batch_loss(
     Raises:
         ValueError: views of unequal length, chunk_size < 1, or an unsuitable view or output.
         TypeError: chunk_size is not an int, or an argument has an unsuitable type.
+        ValueError: networks or loss use a parameter that they do not hold as modules (in a closure or an unregistered
+            module), which would get no gradient. Of networks, this is found in `backward`.
         RuntimeError: in `backward`, if the second run of a chunk gives other outputs than the first: the networks or
             the batch were changed in between, or a module draws from a random generator of its own.
+
+    Networks may use activation checkpoints, reentrant ones too (except inside DistributedDataParallel), and other
+    functions that run autograd in their own backward pass.
 
     The random state of the first run is restored for the second, so dropout drops the same units; so are the buffers,
     so batch norm updates its running statistics once. In training mode, batch norm normalises each chunk by itself: a
@@ -74,7 +84,10 @@ def large_batch_loss(
     >>> loss = large_batch_loss((image_net, text_net), (images, texts), TraceNormLoss(), chunk_size=4096)
     >>> loss.backward()
     """
-    module = networks if isinstance(networks, nn.Module) else _PerView(networks)
+    if not isinstance(networks, nn.Module):
+        _modules(networks)
+        networks = _PerView(networks)
+    module = networks
     if isinstance(loss, GlobalTraceNormLoss):
         collective.agree(lambda: _check(module, batch, chunk_size), loss.group)
     else:
@@ -86,16 +99,22 @@ def large_batch_loss(
         norm = loss.stream() if isinstance(loss, GlobalTraceNormLoss) else StreamedTraceNorm(loss.ridge, loss.top_k)
         evaluate = partial(_trace_norm, norm)
     else:
-        evaluate = partial(_any_loss, loss, of_loss, len(batch[0]), needs_gradient)
+        evaluate = partial(_any_loss, loss, of_loss, _rows(batch[0]), needs_gradient)
     value: Tensor = _LargeBatch.apply(_TwoPasses(module, batch, chunk_size, own, evaluate), *own, *of_loss)
     return value
+
+
+def _modules(networks: Sequence[nn.Module]) -> None:
+    for network in networks:
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"networks must be modules, got {type(network).__name__}: its parameters cannot be found")
 
 
 def _check(module: nn.Module, batch: Sequence[Any], chunk_size: int) -> dict[str, Any]:
     """Refuses unsuitable arguments; returns what the processes of a group must agree on."""
     if not batch:
         raise ValueError("batch must hold at least one view, got none")
-    rows = [len(view) for view in batch]
+    rows = [_rows(view) for view in batch]
     if len(set(rows)) > 1:
         raise ValueError(f"batch must hold views of equal length, got {' and '.join(map(str, rows))} rows")
     if rows[0] < 1:
@@ -106,6 +125,10 @@ def _check(module: nn.Module, batch: Sequence[Any], chunk_size: int) -> dict[str
     if any(isinstance(view, Tensor) and view.requires_grad for view in batch):
         raise ValueError("batch must not require gradients: only the parameters of networks and loss get them")
     return {"function": "large_batch_loss", "number of views": len(batch), "rows": rows[0]}
+
+
+def _rows(view: Any) -> int:
+    return int(view.shape[0] if getattr(view, "shape", ()) else len(view))
 
 
 class _PerView(nn.Module):
@@ -162,7 +185,13 @@ def _any_loss(
         if value.numel() != 1:
             raise ValueError(f"loss must return a scalar, got shape {tuple(value.shape)}")
         if needs_gradient:
+            if (graph := _Graph([value])).checkpoints:
+                raise ValueError("loss must not use a reentrant checkpoint: pass use_reentrant=False to checkpoint")
+            passing = graph.refuse_others([*whole, *parameters], "loss")
             gradients = torch.autograd.grad(value, [*whole, *parameters], allow_unused=True)
+            value = value.detach()
+            del graph
+            _refuse_survivors(passing, "loss")
     by_whole, by_parameters = gradients[: len(whole)], gradients[len(whole) :]
     return _Evaluated(value.detach(), lambda rows, _: [None if g is None else g[rows] for g in by_whole], by_parameters)
 
@@ -179,7 +208,8 @@ class _TwoPasses:
         evaluate: Evaluate,
     ) -> None:
         self.module, self.batch, self.parameters, self.evaluate = module, batch, parameters, evaluate
-        rows = len(batch[0])
+        self.unsure = torch.is_grad_enabled() and not parameters  # there will be no second pass to find hidden ones
+        rows = _rows(batch[0])
         count = -(-rows // chunk_size)
         # Of equal size, to a row: batch norm fails on a last chunk of one row.
         self.chunks = [slice(i * rows // count, (i + 1) * rows // count) for i in range(count)]
@@ -203,19 +233,24 @@ class _TwoPasses:
         for rows in self.chunks:
             chunk = self._load(rows)
             self.random_states.append((torch.get_rng_state(), *get_device_states(chunk[0])))
-            outputs = self._run(chunk)
+            with torch.set_grad_enabled(self.unsure):
+                outputs = self._run(chunk)
+            if self.unsure:
+                passing = _Graph(outputs).refuse_others([], "networks")
+                outputs, self.unsure = tuple(x.detach() for x in outputs), False
+                _refuse_survivors(passing, "networks")
             self.first_rows.append([x[0].clone() for x in outputs])
             yield outputs
 
     def backward(self, grad: Tensor) -> list[Tensor | None]:
         """The second pass: the gradients of the module's parameters, times `grad`."""
-        totals: list[Tensor | None] = [None] * len(self.parameters)
         self.changed = torch.zeros((), dtype=torch.bool, device=self.device)
         with self._numerics(), torch.enable_grad(), self._replay():
-            for index in range(len(self.chunks)):
-                parts = self._chunk_gradients(index, grad)
-                # Not in place: autograd may return one tensor for two parameters.
-                totals = [p if t is None else t if p is None else t + p for t, p in zip(totals, parts)]
+            try:
+                totals = self._totals(grad)
+            except _OpaqueError:
+                self._set_buffers(self.buffers)
+                totals = self._accumulated(grad)
         if self.changed:
             raise RuntimeError(
                 "the second run of the networks gave other outputs than the first: the networks and the batch must "
@@ -223,8 +258,53 @@ class _TwoPasses:
             )
         return totals
 
-    def _chunk_gradients(self, index: int, grad: Tensor) -> Sequence[Tensor | None]:
-        """The share of one chunk in the gradients of the parameters."""
+    def _totals(self, grad: Tensor) -> list[Tensor | None]:
+        totals: list[Tensor | None] = [None] * len(self.parameters)
+        for index in range(len(self.chunks)):
+            outputs, scaled = self._chunk(index, grad, self.parameters)
+            if outputs:
+                parts = torch.autograd.grad(outputs, self.parameters, scaled, allow_unused=True)
+                # Not in place: autograd may return one tensor for two parameters.
+                totals = [p if t is None else t if p is None else t + p for t, p in zip(totals, parts)]
+            del outputs, scaled
+            _refuse_survivors(self.passing, "networks")
+        return totals
+
+    def _accumulated(self, grad: Tensor) -> list[Tensor | None]:
+        """The same for networks with functions that call autograd themselves, such as reentrant checkpoints.
+
+        These add to the `grad` of the parameters they find in the modules. So the modules hold stand-ins meanwhile,
+        which share memory with the parameters but have no hooks and no gradients yet.
+        """
+        stand_ins = {p: nn.Parameter(p.detach()) for p in self.parameters}
+        places = [
+            (m, name, p)
+            for m in self.module.modules()
+            for name, p in m.named_parameters(recurse=False, remove_duplicate=False)
+            if p in stand_ins
+        ]
+        try:
+            for m, name, p in places:
+                setattr(m, name, stand_ins[p])
+            for index in range(len(self.chunks)):
+                outputs, scaled = self._chunk(index, grad, list(stand_ins.values()), opaque=True)
+                if outputs:
+                    torch.autograd.backward(outputs, scaled)
+                del outputs, scaled
+                _refuse_survivors(self.passing, "networks")
+        finally:
+            for m, name, p in places:
+                setattr(m, name, p)
+        return [stand_ins[p].grad for p in self.parameters]
+
+    def _chunk(
+        self, index: int, grad: Tensor, parameters: Sequence[Tensor], opaque: bool = False
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The outputs of one chunk that need gradients, and these.
+
+        Raises:
+            _OpaqueError: a function may hide parameters, unless `opaque` allows that.
+        """
         rows = self.chunks[index]
         chunk = self._load(rows)
         self._set_random_state(*self.random_states[index])
@@ -232,17 +312,25 @@ class _TwoPasses:
             outputs = self._run(chunk)
         for x, row in zip(outputs, self.first_rows[index]):
             self.changed |= _differ(x[0].detach(), row)
+        graph = _Graph(outputs)
+        self.passing = graph.refuse_others(parameters, "networks")
+        hooks = any(p._backward_hooks for p in parameters)  # autograd.grad would call them for every chunk
+        if (graph.functions or hooks) and not opaque:
+            if not any(isinstance(m, DistributedDataParallel) for m in self.module.modules()):
+                raise _OpaqueError
+            if graph.checkpoints:
+                raise ValueError(
+                    "networks must not use a reentrant checkpoint inside DistributedDataParallel: pass "
+                    "use_reentrant=False to checkpoint"
+                )
         by_outputs = self.by_outputs(rows, tuple(x.detach() for x in outputs))
         used = [(x, g) for x, g in zip(outputs, by_outputs) if g is not None and x.requires_grad]
-        if not used:
-            return [None] * len(self.parameters)
         # Scaled before it is rounded to half: gradients of means over many rows would vanish there.
-        scaled = [(g * grad).to(x.dtype) for x, g in used]
-        return torch.autograd.grad([x for x, _ in used], self.parameters, scaled, allow_unused=True)
+        return [x for x, _ in used], [(g * grad).to(x.dtype) for x, g in used]
 
     def _load(self, rows: slice) -> list[Tensor]:
         """These rows of all views, on the device of the networks."""
-        return [torch.as_tensor(view[rows]).to(self.device, non_blocking=True) for view in self.batch]
+        return [as_tensor("batch", view[rows]).to(self.device, non_blocking=True) for view in self.batch]
 
     def _run(self, chunk: Sequence[Tensor]) -> Outputs:
         outputs = self.module(*chunk)
@@ -292,9 +380,62 @@ class _TwoPasses:
                 b.copy_(v)
 
 
+class _OpaqueError(Exception):
+    """`torch.autograd.grad` may miss parameters of these networks, or would call hooks of parameters too often."""
+
+
+class _Graph:
+    """What autograd recorded below some tensors: the leaves, and the functions that may hide more of them."""
+
+    def __init__(self, outputs: Iterable[Tensor]) -> None:
+        self.leaves: list[Tensor] = []
+        self.functions = self.checkpoints = False
+        stack: list[Any] = [x.grad_fn for x in outputs if x.grad_fn is not None]
+        seen = set(stack)
+        while stack:
+            node = stack.pop()
+            name = type(node).__name__
+            if name == "AccumulateGrad":
+                self.leaves.append(node.variable)
+            if isinstance(node, BackwardCFunction) and name != "CompiledFunctionBackward":  # of torch.compile
+                self.functions = True
+                self.checkpoints |= "Checkpoint" in name
+            following = {n for n, _ in node.next_functions if n is not None} - seen
+            seen |= following
+            stack += following
+
+    def refuse_others(self, known: Iterable[Tensor], argument: str) -> list[weakref.ref[Tensor]]:
+        """Raises ValueError if there are parameters besides the known ones; returns the leaves that are no parameters.
+
+        Harmless are those made in passing, by `requires_grad_()` on an intermediate result: see `_refuse_survivors`.
+        """
+        own = set(map(id, known))
+        others = [leaf for leaf in self.leaves if id(leaf) not in own]
+        for leaf in others:
+            if isinstance(leaf, nn.Parameter):
+                raise _hidden(leaf, argument)
+        return [weakref.ref(leaf) for leaf in others]
+
+
+def _refuse_survivors(leaves: Sequence[weakref.ref[Tensor]], argument: str) -> None:
+    """Raises ValueError if leaves that require gradients are held by something other than the graph, now freed."""
+    if any(leaf() is not None for leaf in leaves):
+        gc.collect()
+        for leaf in leaves:
+            if (tensor := leaf()) is not None:
+                raise _hidden(tensor, argument)
+
+
+def _hidden(leaf: Tensor, argument: str) -> ValueError:
+    return ValueError(
+        f"{argument} must hold all parameters that they use as modules do, got another one of shape "
+        f"{tuple(leaf.shape)}, which would get no gradient"
+    )
+
+
 def _differ(x: Tensor, row: Tensor) -> Tensor:
     """Whether two runs differ by more than the order of summation explains; without a synchronisation."""
-    x, row = x.double(), row.double()
+    x, row = widest(x), widest(row)
     return (x - row).square().sum() > 1e-4 * row.square().sum()
 
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import _checks
-from .._dtypes import accumulation_dtype
+from .._dtypes import accumulation_dtype, widest, widest_dtype, with_fp64
 from ..ops import Covariance, covariance
 from ..ops.portable.covariance import ridged
 from . import collective
@@ -23,7 +23,8 @@ class MomentAccumulator:
     """Count, means and centred second moments of pairs of rows, in one pass and O(d²) memory.
 
     Every block of rows is shifted by the mean so far and centred by its own mean before it is squared, in the precision
-    of the input. It is added to fp64 totals by the update of Chan, Golub & LeVeque (Am. Statistician 37, 1983):
+    of the input. It is added to fp64 totals (on the CPU if the device has no fp64) by the update of Chan, Golub &
+    LeVeque (Am. Statistician 37, 1983):
 
         S ← S + S' + (n n' / (n + n')) δ δᵀ,    mean ← mean + n' / (n + n') δ,    δ = mean' − mean
 
@@ -64,7 +65,7 @@ class MomentAccumulator:
         """Adds the rows of a chunk; O(m (dx + dy)²).
 
         Args:
-            x, y: (m, dx), (m, dy) with m >= 1.
+            x, y: (m, dx), (m, dy) with m >= 1; views of different floating types count as of the wider one.
 
         Raises:
             ValueError, TypeError: views that do not match each other, or earlier chunks in columns or dtype.
@@ -77,21 +78,21 @@ class MomentAccumulator:
         self.input_dtype = x.dtype
         wide = self.dtype or accumulation_dtype(x.dtype)
         for a, b in zip(x.split(_BLOCK_ROWS), y.split(_BLOCK_ROWS)):
-            self._add(a.to(wide), b.to(wide))
+            self._add(*(widest(v) if wide == torch.float64 else v.to(wide) for v in (a, b)))
 
     def _add(self, x: Tensor, y: Tensor) -> None:
         """Adds one block, (rows, dx) and (rows, dy)."""
         if x.dtype == torch.float64:
             shift_x, shift_y = x.new_zeros(()), y.new_zeros(())
         else:  # without the shift, the block's own mean would be rounded in units of a large mean
-            shift_x, shift_y = (self.mean_x.to(x), self.mean_y.to(y)) if self.count else (x.mean(0), y.mean(0))
+            shift_x, shift_y = (_like(self.mean_x, x), _like(self.mean_y, y)) if self.count else (x.mean(0), y.mean(0))
             x, y = x - shift_x, y - shift_y
         if len(x) == 1:
-            self._merge(1, shift_x.double() + x[0], shift_y.double() + y[0], None)
+            self._merge(1, widest(shift_x) + widest(x[0]), widest(shift_y) + widest(y[0]), None)
             return
         s = covariance(x, y)
         assert s.xy is not None and s.yy is not None and s.mean_y is not None
-        mean_x, mean_y = shift_x.double() + s.mean_x, shift_y.double() + s.mean_y
+        mean_x, mean_y = widest(shift_x) + widest(s.mean_x), widest(shift_y) + widest(s.mean_y)
         self._merge(len(x), mean_x, mean_y, (s.xx, s.xy, s.yy), len(x) - 1)
 
     @torch.no_grad()
@@ -118,7 +119,7 @@ class MomentAccumulator:
         dx, dy = mean_x - self.mean_x, mean_y - self.mean_y
         if sums is not None:
             for total, more in zip((self.xx, self.xy, self.yy), sums):
-                total.add_(more, alpha=scale)
+                total.add_(with_fp64(more), alpha=scale)
         if self.count:
             for total, u, v in ((self.xx, dx, dx), (self.xy, dx, dy), (self.yy, dy, dy)):
                 total.addr_(u, v, alpha=self.count * share)
@@ -184,8 +185,8 @@ class MomentAccumulator:
         return Covariance(ridged(xx, rx), xy, ridged(yy, ry), self.mean_x.clone(), self.mean_y.clone())
 
     def to(self, device: torch.device | str) -> MomentAccumulator:
-        """Moves the totals to a device."""
-        if self.count:
+        """Moves the totals to a device; one without fp64 leaves them where they are."""
+        if self.count and widest_dtype(torch.device(device)) == torch.float64:
             for name in self._TENSORS:
                 setattr(self, name, getattr(self, name).to(device))
         return self
@@ -212,6 +213,11 @@ class MomentAccumulator:
         want = tuple(self.xy.shape)
         if got != want:
             raise ValueError(f"{name} must have {want[0]} and {want[1]} columns as before, got {got[0]} and {got[1]}")
+
+
+def _like(mean: Tensor, x: Tensor) -> Tensor:
+    """A mean in the type and on the device of x."""
+    return mean.to(x.dtype).to(x.device)
 
 
 def _name(dtype: torch.dtype | None) -> str:

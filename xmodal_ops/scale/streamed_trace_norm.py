@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import _checks
-from .._dtypes import accumulation_dtype, full_precision
+from .._dtypes import accumulation_dtype, full_precision, widest, widest_dtype
 from ..ops.portable.trace_norm import FP32_TOLERANCE, adjoints, cholesky, condition
 from . import collective
 from .moments import MomentAccumulator
@@ -36,6 +36,7 @@ class StreamedTraceNorm:
         y: Tensor,  # (m, dy)
     ) -> None:
         """First pass: adds the rows of a chunk."""
+        self.device = x.device
         self.moments.update(x, y)
 
     @torch.no_grad()
@@ -54,11 +55,13 @@ class StreamedTraceNorm:
             worst = max(condition(cholesky(v)) for v in (s.xx, s.yy)) if primal else float("inf")
         single = torch.finfo(torch.float32).eps * worst < FP32_TOLERANCE
         self.means = s.mean_x, s.mean_y
-        self.dtype = accumulation_dtype(moments.input_dtype) if single else torch.float64  # of the gradients' products
+        self.dtype = (
+            accumulation_dtype(moments.input_dtype) if single else widest_dtype(s.xy.device)
+        )  # of the gradients' products
         scale = -1 / (moments.count - 1)
         factors = 2 * scale, scale, 2 * scale
         self.xx, self.xy, self.yy = ((g * f).to(self.dtype) for g, f in zip((a.xx, a.xy, a.yy), factors))
-        return -a.sigma[:k].sum().to(accumulation_dtype(moments.input_dtype))
+        return -a.sigma[:k].sum().to(accumulation_dtype(moments.input_dtype)).to(self.device)
 
     @torch.no_grad()
     def gradients(
@@ -69,15 +72,18 @@ class StreamedTraceNorm:
         """Second pass: the gradients of the loss with respect to the rows of a chunk; fp32 for half inputs."""
         with full_precision(x.device):
             xc, yc = (self._centred(v, mean) for v, mean in zip((x, y), self.means))
-            gx = torch.addmm(xc @ self.xx, yc, self.xy.mT)
-            gy = torch.addmm(yc @ self.yy, xc, self.xy)
-        narrow = accumulation_dtype(x.dtype)
-        return gx.to(narrow), gy.to(narrow)
+            xx, xy, yy = (g.to(xc.device) for g in (self.xx, self.xy, self.yy))
+            gx = torch.addmm(xc @ xx, yc, xy.mT)
+            gy = torch.addmm(yc @ yy, xc, xy)
+        gx, gy = (g.to(accumulation_dtype(v.dtype)).to(v.device) for g, v in ((gx, x), (gy, y)))
+        return gx, gy
 
     def _centred(self, x: Tensor, mean: Tensor) -> Tensor:
         # Subtracted in two parts: an fp32 copy of the mean alone would round a large mean.
+        x = widest(x) if self.dtype == torch.float64 else x.to(self.dtype)
         coarse = mean.to(self.dtype)
-        return (x.to(self.dtype) - coarse).sub_((mean - coarse).to(self.dtype))
+        rest = (mean - coarse).to(self.dtype)
+        return (x - coarse.to(x.device)).sub_(rest.to(x.device))
 
 
 class GlobalTraceNorm(StreamedTraceNorm):
