@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -378,6 +379,33 @@ def test_a_damaged_model_is_named_and_the_checkpoint_is_evaluated(run, copy):
     code, out, err = run("evaluate", "dcca", "--device", "cpu")
     assert code == 0 and "DCCA" in out
     one_line(err, "cannot read dcca/model.pt", "dcca/best.ckpt is used instead")
+
+
+def test_a_second_training_in_a_directory_is_one_line(run, copy):
+    before = (copy / "dcca" / "metrics.json").read_bytes()
+    with (copy / "dcca" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as another process does
+        for line in (
+            SMALL + "--output dcca --overwrite",
+            "train dcca --resume --output dcca --device cpu",
+            "train linear-cca --data small.npz --output dcca --overwrite",
+            "demo --output dcca --device cpu",
+            "benchmark --data small.npz --output dcca --device cpu",
+        ):
+            code, _, err = run(*line.split())
+            assert code == 2
+            one_line(err, "another training writes to dcca")
+    assert (copy / "dcca" / "metrics.json").read_bytes() == before
+
+
+def test_a_directory_of_seeds_is_evaluated(run, copy):
+    for seed in range(2):
+        shutil.copytree("dcca", f"seeds/seed-{seed}")
+    for folder in ("dcca", "seeds"):
+        code, _, err = run("evaluate", folder, "--device", "cpu", "--json", f"{folder}.json")
+        assert code == 0, err
+    alone, together = (json.loads(Path(f"{folder}.json").read_text()) for folder in ("dcca", "seeds"))
+    assert together["dcca"]["mean"] == pytest.approx(alone["dcca"]["mean"], abs=0.02)
 
 
 def test_names_are_not_markup(run, copy):

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 import pytest
 
 from xmodal_ops.errors import UserError
-from xmodal_ops.options import CONFIGS, ACMRConfig, DCCAConfig, DCCAOptions, Options, option, options_of
+from xmodal_ops.options import (
+    CONFIGS,
+    ACMRConfig,
+    DCCAConfig,
+    DCCAOptions,
+    LinearCCAConfig,
+    Options,
+    option,
+    options_of,
+)
 
 
 @dataclass
@@ -37,6 +46,8 @@ class Changed(Example):
         ({"rate": float("nan")}, "rate must be at least 0 and less than 1, got nan"),
         ({"scale": 0}, "scale must be positive, got 0"),
         ({"scale": float("inf")}, "scale must be a finite number, got inf"),
+        ({"scale": 10**400}, f"scale must be a finite number, got {10**400}"),
+        ({"count": 2**31}, "count must be at most 2147483647, got 2147483648"),
         ({"scale": "1"}, "scale must be a finite number, got '1'"),
         ({"share": 2}, "share must lie in 0..1, got 2"),
         ({"on": 1}, "on must be true or false, got 1"),
@@ -110,3 +121,18 @@ def test_a_configuration_holds_the_options_of_its_model():
     assert DCCAConfig(top_k=3).part(DCCAOptions) == {"ridge": 1e-3, "top_k": 3, "power": 1.0}
     with pytest.raises(UserError, match="members must divide dim, 200, got 3"):
         ACMRConfig(members=3)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (lambda: LinearCCAConfig(ridges=()), "ridges must hold at least one number, got none"),
+        (lambda: LinearCCAConfig(powers=()), "powers must hold at least one number, got none"),
+        (lambda: DCCAConfig(chunk_size=2), "chunk_size must be 0 or at least 3, got 2"),
+        (lambda: ACMRConfig(mixup=1e-9), "mixup must be 0 or at least 1e-6, got 1e-09"),
+    ],
+)
+def test_options_that_no_training_can_use_are_refused(config, message):
+    with pytest.raises(UserError) as error:
+        config()
+    assert str(error.value) == message

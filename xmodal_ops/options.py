@@ -247,6 +247,8 @@ class DCCAConfig(DCCAOptions, TrainingConfig):
         super().__post_init__()
         if self.top_k is not None and self.top_k > self.output_dim:
             raise UserError(f"top_k must lie in 1..{self.output_dim}, the outputs, got {self.top_k}")
+        if self.chunk_size in (1, 2):  # an odd batch in chunks of at most 2 leaves a single pair to batch norm
+            raise UserError(f"chunk_size must be 0 or at least 3, got {self.chunk_size}")
 
 
 @dataclass
@@ -337,7 +339,9 @@ class ACMRConfig(ACMROptions, TrainingConfig):
         minimum=1,
         help="Steps of projectors and label predictor per step of the modality classifier.",
     )
-    mixup: float = option(0.0, minimum=0, help="Parameter of the Beta distribution that mixes pairs; 0: no mixing.")
+    mixup: float = option(
+        0.0, minimum=0, maximum=1e6, help="Parameter of the Beta distribution that mixes pairs; 0: no mixing."
+    )
     smoothing: float = option(0.0, minimum=0, below=1, help="Share of a label's weight spread over all classes.")
     image_hidden: tuple[int, ...] = option((2000,), minimum=1, help="Hidden layer units of the image projector.")
     text_hidden: tuple[int, ...] = option((500,), minimum=1, help="Hidden layer units of the text projector.")
@@ -350,6 +354,11 @@ class ACMRConfig(ACMROptions, TrainingConfig):
     landmarks: int = option(2000, minimum=1, help="Maximum number of training rows as landmarks of `kernel` features.")
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = _ACMR_PRESETS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0 < self.mixup < 1e-6:
+            raise UserError(f"mixup must be 0 or at least 1e-6, got {self.mixup}")
 
     @classmethod
     def preset(cls, name: str, data: str = "", /, **options: Any) -> ACMRConfig:

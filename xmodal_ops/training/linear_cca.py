@@ -37,8 +37,13 @@ def select_linear_cca(
         refit: add the validation pairs to the training pairs once the parameters are selected.
         components: candidate numbers of components, besides all of them.
         powers: candidate exponents of the correlations that weight the components.
+
+    Raises:
+        UserError: a view does not vary, or the training split holds fewer than 2 pairs.
     """
     train, validation = data.train, data.validation
+    if len(train) < 2:
+        raise UserError(f"the training split must hold at least 2 pairs, got {len(train)}")
     for name, view in (("image", train.image), ("text", train.text)):
         if torch.equal(view, view[:1].expand_as(view)):
             raise UserError(f"linear CCA needs views that vary, and all training rows of {name} are equal")
