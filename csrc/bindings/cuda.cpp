@@ -180,7 +180,7 @@ void bind_triplet_losses(py::module_& module) {
 void bind_cuda(py::module_& module) {
   module.attr("with_cuda") = true;
   module.def("cuda_archs", &architectures, "The architectures that this binary holds code for.");
-  module.def("cuda_unavailable", &unavailable, "Why no kernel can run here; empty if one can.");
+  module.def("cuda_unavailable", &unavailable, "Why the driver cannot run the kernels; empty if it can.");
   auto cuda = module.def_submodule("cuda", "The CUDA kernels.");
   cuda.def("set_device", [](int index) { check(set_device(index)); }, py::arg("index"));
   bind_matrix(cuda);

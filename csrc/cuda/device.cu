@@ -18,17 +18,12 @@ int set_device(int index) { return cudaSetDevice(index); }
 std::string error_string(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 
 std::string unavailable() {
-  int devices = 0, driver = 0;
+  constexpr int toolkit = CUDART_VERSION / 1000;
+  int driver = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess || !driver) return "no NVIDIA driver";
-  const cudaError_t error = cudaGetDeviceCount(&devices);
-  if (error == cudaErrorInsufficientDriver)
-    return "the NVIDIA driver is too old for CUDA " + std::to_string(CUDART_VERSION / 1000) +
-           " (it needs 580 or newer)";
-  if (error != cudaSuccess) {
-    cudaGetLastError();  // not sticky: clear it for the next caller
-    return cudaGetErrorString(error);
-  }
-  return devices ? "" : "no CUDA device";
+  if (driver >= 1000 * toolkit) return "";
+  return "the NVIDIA driver is too old for CUDA " + std::to_string(toolkit) +
+         (toolkit == 13 ? " (it needs 580 or newer)" : "");
 }
 
 }  // namespace xmodal::cuda

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.conftest import relative, views
 from xmodal_ops.ops.cuda import covariance as cuda_covariance
@@ -374,6 +375,30 @@ def test_columns_of_any_stride():
     for a, b in zip(cuda_covariance.covariance(*strange, 0.1, 0.2), cuda_covariance.covariance(*plain, 0.1, 0.2)):
         assert relative(a, b) < 1e-7
     check(*strange)
+
+
+class NoSingleProducts(TorchDispatchMode):
+    """Refuses torch's fp32 products, which `torch.set_float32_matmul_precision` may turn into TF32."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        single = any(isinstance(a, Tensor) and a.dtype == F32 for a in args)
+        assert not (single and func.overloadpacket.__name__ in ("mm", "bmm", "addmm", "baddbmm", "mv", "dot")), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("fast_double", [True, False])
+@pytest.mark.parametrize("rows", [20, 70])
+def test_no_product_depends_on_the_precision_that_is_set_in_torch(rows, fast_double, monkeypatch):
+    monkeypatch.setattr(driver, "fast_double", lambda x: fast_double)
+    monkeypatch.setattr(driver.native, "SMALL_COLUMNS", 8)
+    x, y = views(rows, 30, 24, F32)
+    with NoSingleProducts():
+        for zca in (False, True):
+            cuda_covariance.whiten_backward(cuda_covariance.whiten(x, 0.1, zca), x, 0.1, zca)
+        for top_k in (24, 3):
+            cuda_trace_norm.trace_norm(x, y, 0.1, 0.1, top_k, True, True)
+        sigma = cuda_trace_norm.canonical_correlations(x, y, 0.1, 0.1, 24)
+        cuda_trace_norm.canonical_correlations_backward(sigma, x, y, 0.1, 0.1)
 
 
 @pytest.mark.parametrize("zca", [False, True])

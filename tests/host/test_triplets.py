@@ -204,3 +204,12 @@ def test_coincident_points_and_rows_that_are_not_finite(loss: str) -> None:
         x[4, 2] = broken
         first, *_, grad_x, grad_y = LOSSES[loss](data)
         assert torch.cat([t.flatten() for t in (first, grad_x, grad_y)]).isnan().all()
+
+
+@pytest.mark.parametrize("scale", [1e-60, 1.0, 1e60])
+def test_rows_are_shifted_by_multiples_of_a_power_of_two(scale: float) -> None:
+    rows = scale * (1000 + torch.randn(50, 3, dtype=F64))
+    shift = cuda_triplets.common_shift(rows, rows)
+    step = 2.0 ** (torch.frexp(torch.tensor(2**0.5 * scale, dtype=F64)).exponent.item() - 3)
+    assert ((shift - rows.mean(0)).abs() < scale).all()
+    assert torch.equal(shift / step, (shift / step).round())

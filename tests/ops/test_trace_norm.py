@@ -365,6 +365,18 @@ def test_build_info():
     assert "trace_norm" in text
 
 
+def test_build_info_does_not_initialise_cuda(monkeypatch):
+    """A process that is forked after CUDA was initialised cannot use it."""
+
+    def initialise(*_):
+        raise AssertionError("initialises CUDA")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("is_available", "get_device_name", "get_device_properties", "init"):
+        monkeypatch.setattr(torch.cuda, name, initialise)
+    assert xmodal_ops.build_info()["devices"] == ["cuda:0", "cuda:1"]
+
+
 def test_import_is_light():
     code = (
         "import sys, xmodal_ops.ops; print([m for m in ('scipy', 'sklearn', 'matplotlib', 'lightning', 'h5py', 'typer')"

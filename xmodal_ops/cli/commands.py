@@ -377,12 +377,12 @@ def info(json_file: Json = None) -> None:
     """Print versions, devices, compiled architectures, and the implementation of each op."""
     from .._build import build_info, describe
 
+    typer.echo(describe())  # first: it initialises CUDA, which gives the names of devices
     if json_file is not None:
         from ..training.files import write_json
 
         _prepare_json(json_file)
         write_json(json_file, build_info())
-    typer.echo(describe())
 
 
 def _begin(

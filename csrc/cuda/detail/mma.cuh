@@ -1,7 +1,7 @@
 // A warp multiplies a 16×8 by an 8×8 tile in the full accuracy of the working precision.
 //
-//   fp64: four m8n8k4 tensor-core products.
-//   fp32: x = high + low with high, low in TF32 (11 + 11 bits); a·b ≈ low·high + high·low + high·high.
+//   fp64: tensor-core products m16n8k8 on sm_90, four m8n8k4 before.
+//   fp32: x = high + low with high in TF32 (11 bits); a·b ≈ low·high + high·low + high·high.
 //
 // Fragments, with g = lane / 4 and t = lane % 4:
 //   a[i] is A(g + 8 (i % 2), t + 4 (i / 2))    b[i] is B(t + 4 i, g)    d[i] is D(g + 8 (i / 2), 2 t + i % 2)
@@ -12,22 +12,17 @@
 
 namespace xmodal::cuda::detail {
 
-__device__ __forceinline__ float to_tf32(float x) {
-#ifdef XMODAL_HOST_EMULATION
-  if (x != x) return x;
-  return __uint_as_float((__float_as_uint(x) + 0x1000u) & ~0x1fffu);
-#else
-  unsigned bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
-  return __uint_as_float(bits);
-#endif
-}
+// To nearest, ties away from zero. Integers take two instructions; cvt.rna takes four, and leaves the lower 13 bits
+// unspecified. Infinities and NaN may lose their value here: the difference x − to_tf32(x) is then NaN.
+__device__ __forceinline__ float to_tf32(float x) { return __uint_as_float((__float_as_uint(x) + 0x1000u) & ~0x1fffu); }
 
 #ifdef XMODAL_HOST_EMULATION
 inline float truncated(double x) {
   const float nearest = static_cast<float>(x);
   return std::fabs(static_cast<double>(nearest)) > std::fabs(x) ? std::nextafter(nearest, 0.0f) : nearest;
 }
+inline double operand(double x) { return x; }
+inline double operand(float x) { return __uint_as_float(__float_as_uint(x) & ~0x1fffu); }  // tensor cores read TF32
 inline double truncated_to(double x, double) { return x; }
 inline float truncated_to(double x, float) { return truncated(x); }
 
@@ -41,8 +36,8 @@ void mma_16x8x8(T (&d)[4], const T (&a)[4], const T (&b)[2]) {
   for (unsigned i = 0; i < 4; ++i) {
     double sum = d[i];
     for (unsigned k = 0; k < 8; ++k)
-      sum += static_cast<double>(warp[g * 4 + (k & 3u)].a[(i >> 1) + 2 * (k >> 2)]) *
-             static_cast<double>(warp[(2 * t + (i & 1u)) * 4 + (k & 3u)].b[k >> 2]);
+      sum += operand(warp[g * 4 + (k & 3u)].a[(i >> 1) + 2 * (k >> 2)]) *
+             operand(warp[(2 * t + (i & 1u)) * 4 + (k & 3u)].b[k >> 2]);
     d[i] = truncated_to(sum, T());
   }
 }
@@ -55,6 +50,13 @@ __device__ __forceinline__ void mma_16x8x8(float (&d)[4], const float (&a)[4], c
         "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
 }
 
+#if __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void mma_16x8x8(double (&d)[4], const double (&a)[4], const double (&b)[2]) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f64.f64.f64.f64 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+d"(d[0]), "+d"(d[1]), "+d"(d[2]), "+d"(d[3])
+               : "d"(a[0]), "d"(a[1]), "d"(a[2]), "d"(a[3]), "d"(b[0]), "d"(b[1]));
+}
+#else
 __device__ __forceinline__ void mma_8x8x4(double& d0, double& d1, double a, double b) {
   asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0,%1}, {%2}, {%3}, {%0,%1};"
                : "+d"(d0), "+d"(d1)
@@ -68,6 +70,7 @@ __device__ __forceinline__ void mma_16x8x8(double (&d)[4], const double (&a)[4],
   mma_8x8x4(d[2], d[3], a[3], b[1]);
 }
 #endif
+#endif
 
 // A fragment of N numbers, split for multiply_add.
 template <typename T, int N>
@@ -78,7 +81,7 @@ struct Fragment<float, N> {
   float high[N], low[N];
   __device__ __forceinline__ void set(int i, float x) {
     high[i] = to_tf32(x);
-    low[i] = to_tf32(x - high[i]);
+    low[i] = x - high[i];  // the tensor core drops the lower 13 bits, at most one of which is not 0
   }
 };
 

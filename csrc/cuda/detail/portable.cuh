@@ -8,6 +8,9 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <mutex>
+#include <set>
+#include <utility>
 
 // Dynamic shared memory as an array of `type`, aligned to 16 bytes.
 #define XMODAL_DYNAMIC_SHARED(type, name)                                \
@@ -41,12 +44,29 @@ int launch(void (*kernel)(P...), dim3 grid, dim3 threads, std::size_t shared, cu
   return 0;
 }
 #else
-// Returns the launch's cudaError_t. Raises the kernel's limit of 48 KiB first if its shared memory may exceed it.
+// Raises the kernel's limit of 48 KiB to what the current device has, once: a captured graph or another thread may rely
+// on the limit, which must therefore never fall.
+inline cudaError_t raise_shared_limit(const void* kernel) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int> > raised;
+  int device = 0;
+  cudaFuncAttributes attributes{};
+  cudaError_t error = cudaGetDevice(&device);
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (error != cudaSuccess || raised.count({kernel, device})) return error;
+  error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error == cudaSuccess)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shared_limit(attributes.sharedSizeBytes)));
+  if (error == cudaSuccess) raised.insert({kernel, device});
+  return error;
+}
+
+// Returns the launch's cudaError_t. Raises the kernel's limit first if its shared memory may exceed it.
 template <typename... P, typename... A>
 int launch(void (*kernel)(P...), dim3 grid, dim3 threads, std::size_t shared, cudaStream_t stream, A... arguments) {
   if (shared > (32u << 10)) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    const cudaError_t error = raise_shared_limit(reinterpret_cast<const void*>(kernel));
     if (error != cudaSuccess) {
       cudaGetLastError();  // not sticky: clear it for the next caller
       return error;

@@ -129,9 +129,9 @@ def whiten_backward(grad: Tensor, x: Tensor, ridge: float, zca: bool) -> Tensor:
         )
     else:
         inverse = inverse_factor(xx)
-        n = (cross @ inverse.mT).tril_()
+        n = product("nt", cross, inverse).tril_()  # torch's fp32 products may be in TF32
         n.diagonal().mul_(0.5)
-        own = inverse.mT @ (n + n.mT) @ inverse
+        own = product("tn", inverse, product("nn", n + n.mT, inverse), symmetric=True)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     products("nn", Product((Term(grad, inverse, sg), Term(x, own.mul_(-scale), sx)), out))
     return out

@@ -179,5 +179,5 @@ def singular_pairs(
     sigma, order = torch.linalg.vector_norm(rows, dim=1).sort(descending=True)
     leading = sigma[:k]
     inverse = torch.where(leading > 1e-14 * sigma[0], 1.0 / leading, 0.0)
-    v = rows[order[:k]].mT * inverse
-    return sigma, t @ v * inverse, v
+    vt = rows[order[:k]] * inverse[:, None]
+    return sigma, product("nt", t.contiguous(), vt) * inverse, vt.mT

@@ -85,7 +85,7 @@ def triplet_margin(
     return _sweep(sets, exclude_diagonal, weigh, needs)
 
 
-def _shift(
+def common_shift(
     anchor: Tensor,  # (m, d)
     ref: Tensor,  # (n, d)
 ) -> Tensor:
@@ -96,7 +96,8 @@ def _shift(
     """
     mean = (anchor.sum(0, dtype=torch.float64) + ref.sum(0, dtype=torch.float64)) / (len(anchor) + len(ref))
     spread = (anchor.var(0, correction=0).mean() + ref.var(0, correction=0).mean()).double().sqrt()
-    step = torch.ldexp(torch.ones_like(spread), torch.frexp(spread).exponent - 2)
+    mantissa = torch.frexp(spread).mantissa  # a quotient is exact; torch.ldexp multiplies by pow in fp32, which is not
+    step = torch.where(spread > 0, spread / mantissa, 1.0) / 4
     return ((mean / step).round() * step).nan_to_num(0.0, 0.0, 0.0)
 
 
@@ -127,7 +128,7 @@ def _sweep(
     """
     anchor, ref = rows(sets.anchor.detach()), rows(sets.ref.detach())
     m, n, dtype = anchor.shape[0], ref.shape[0], accumulation_dtype(anchor.dtype)
-    high = _shift(anchor, ref).to(dtype)
+    high = common_shift(anchor, ref).to(dtype)
     shift = torch.stack((high, torch.zeros_like(high)))
     step = min(m, _chunk(ref))
     pairs = CudaPairs(sets._replace(anchor=anchor, ref=ref), exclude_diagonal, shift, chunk=step)
