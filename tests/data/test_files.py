@@ -161,7 +161,6 @@ def test_labels_of_every_kind(tmp_path, arrays):
     for value, expected in (
         (bad, "labels must be whole numbers, got others in row 7"),
         (np.eye(N)[:, :6] * 2, "labels must be 0 or 1 in every column, got others in row 0"),
-        (np.arange(N) - 3, "labels must be >= 0, got -3 in row 0"),
         (np.zeros((N, 2, 2)), "labels must be numbers (n,) or (n, C), or strings, got float64 (40, 2, 2)"),
         (np.zeros(3), "labels must have as many rows as image, 40, got 3"),
     ):
@@ -247,7 +246,10 @@ def test_flipped_bit(tmp_path, arrays):
 def test_pickles_are_not_loaded(tmp_path, arrays):
     path = tmp_path / "a.npz"
     np.savez(path, **arrays, names=np.array([object()]))
-    assert "damaged, or not a .npz file" in message(path)
+    assert message(path) == (
+        "names is a pickled array of Python objects (builtins.object), which may run any code: "
+        "save numbers or strings, such as np.savez(..., names=names.astype(str))"
+    )
 
 
 @suffixes
