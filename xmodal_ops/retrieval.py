@@ -397,40 +397,40 @@ def _precisions(
         keys.numpy().sort(axis=1)  # vectorised, several times faster than torch's sort
     else:
         keys = keys.sort(dim=1).values
-    hit = (keys & 1).bool()
+    place = (keys & 1).flatten().nonzero().squeeze(1)  # the hits of all queries in one list
     keys >>= 1
     same = torch.zeros(q, n + 1, dtype=torch.bool, device=keys.device)  # as the item before it
     torch.eq(keys[:, 1:], keys[:, :-1], out=same[:, 1:n])
-    count = hit.sum(1)
+    row, b = place // n, place % n
+    count = torch.bincount(row, minlength=q)
     earlier = count.cumsum(0) - count  # (q,), hits of all earlier queries
     # Groups of one item: the hits that tie with neither neighbour.
-    place = hit.flatten().nonzero().squeeze(1)  # the hits of all queries in one list
-    row, b = place // n, place % n
     alone = ~(same[row, b] | same[row, b + 1])
     row, b = row[alone], b[alone]
     a = alone.nonzero().squeeze(1) - earlier[row]
-    # Larger groups, from their first and last items.
-    first, last = (
-        (x & ~y).nonzero(as_tuple=True) for x, y in ((same[:, 1:], same[:, :-1]), (same[:, :-1], same[:, 1:]))
-    )
-    start = torch.searchsorted(place, first[0] * n + first[1])
-    h = torch.searchsorted(place, last[0] * n + last[1], right=True) - start
-    kept = h > 0
-    r = first[0][kept]
-    row, b, a = torch.cat([row, r]), torch.cat([b, first[1][kept]]), torch.cat([a, start[kept] - earlier[r]])
-    ones = torch.ones(int(alone.sum()), dtype=torch.int64, device=row.device)
-    t, h = torch.cat([ones, (last[1] - first[1] + 1)[kept]]), torch.cat([ones, h[kept]])
+    # Larger groups: runs of places that tie with the one before.
+    tied = same[:, :n].nonzero()
+    tied = tied[:, 0] * n + tied[:, 1]
+    gap = tied.diff() != 1
+    edge = gap.new_ones(min(1, len(tied)))
+    first, last = tied[torch.cat([edge, gap])] - 1, tied[torch.cat([gap, edge])]
+    start = torch.searchsorted(place, first)
+    h = torch.searchsorted(place, last, right=True) - start
+    first, last, start, h = (x[h > 0] for x in (first, last, start, h))
+    ones = torch.ones_like(a)
+    row = torch.cat([row, first // n])
+    a, b = torch.cat([a, start - earlier[first // n]]), torch.cat([b, first % n])
+    t, h = torch.cat([ones, last - first + 1]), torch.cat([ones, h])
 
-    whole, top, over_hits = torch.zeros(3, q, dtype=torch.float64, device=row.device)
+    whole, top = torch.zeros(2, q, dtype=torch.float64, device=row.device)
     whole.index_add_(0, row, _expected_sum(a, b, t, h, t, harmonic))
+    row, a, b, t, h = (x[b < _AT] for x in (row, a, b, t, h))
     inside = b + t <= _AT
-    cut = (b < _AT) & ~inside  # at most one group of a query
-    near = inside.nonzero().squeeze(1)
-    top.index_add_(0, row[near], _expected_sum(*(x[near] for x in (a, b, t, h, t)), harmonic))
-    found = torch.zeros_like(count).index_add_(0, row[near], h[near])
+    top.index_add_(0, row, _expected_sum(a, b, t, h, t, harmonic) * inside)
+    found = torch.zeros_like(count).index_add_(0, row, h * inside)
     over_hits = top / found.clamp(min=1)
-    a, b, t, h, row = (x[cut] for x in (a, b, t, h, row))
-    if len(row):
+    if not inside.all():  # at most one group of a query extends beyond the cut
+        row, a, b, t, h = (x[~inside] for x in (row, a, b, t, h))
         over_hits[row] = _over_hits(top[row], a, b, t, h, harmonic)
         top[row] += _expected_sum(a, b, t, h, _AT - b, harmonic)
     return torch.stack([whole / count, top / count.clamp(max=_AT), over_hits])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from ..data import NAMES, DataError, PairData
+from ..data import NAMES, DataError, DataWarning, PairData
 from ..training import DCCAConfig, Interrupted, RunDirectory, UserError
 
 GLYPHS: dict[str, Any] = {"data": "glyphs"}
@@ -413,13 +414,17 @@ def _load(source: Mapping[str, Any]) -> PairData:
     for name, flag in (("path", "--path"), ("fonts", "--font")):
         if name in options and name != allowed:
             raise UserError(f"{flag} does not go with --data {kind}")
-    with err.status(f"loading {kind}"):
+    with err.status(f"loading {kind}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # the notes, printed below
         try:
-            return load(kind, **options)
+            pairs = load(kind, **options)
         except DataError:
             raise
         except ValueError as error:
             raise UserError(str(error)) from None
+    for note in pairs.notes:
+        err.print(f"{kind}: {note}", markup=False, highlight=False, soft_wrap=True)
+    return pairs
 
 
 def _show(results: Mapping[str, Mapping[str, Any]], data: PairData, split: str, json_file: Path | None) -> None:

@@ -213,6 +213,8 @@ def assemble(
         parts = {split: pairs(split) for split in sorted(per_split | {"train", "test"})}
     else:
         whole = pairs("")
+        if not len(whole):
+            raise DataError("image holds no rows")
         parts = {split: whole.subset(rows) for split, rows in _split_rows(arrays, len(whole)).items()}
         if not parts:
             rest, parts["test"] = whole.split(fractions[1], seed)

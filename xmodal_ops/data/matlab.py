@@ -7,10 +7,10 @@ dense arrays from sparse ones. The fields of a struct are read as `struct/field`
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ Contents = dict[str, "Array | None"]
 _NUMBERS = {"double", "single", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 
 
-def read(path: Path, wanted: Callable[[str], bool]) -> Contents:
+def read(path: Path | IO[bytes], wanted: Callable[[str], bool]) -> Contents:
     """All arrays of a file by name; None for those that are not wanted."""
     import scipy.io
 
@@ -31,19 +31,16 @@ def read(path: Path, wanted: Callable[[str], bool]) -> Contents:
         variables = scipy.io.whosmat(path)
     except NotImplementedError:
         return _version_7_3(path, wanted)
-    load = [name for name, _, kind in variables if kind in ("struct", "opaque") or wanted(name)]
+    except TypeError:  # SciPy cannot list files with objects of newer classes, such as string and table
+        return _one_by_one(path, wanted)
+    load = [name for name, _, kind in variables if kind == "struct" or wanted(name)]
     values = scipy.io.loadmat(path, variable_names=load) if load else {}
     out: Contents = {}
     for name, _, kind in variables:
-        if kind == "opaque":
-            continue  # SciPy calls them all None
+        if name.startswith("__"):  # the store of function handles and objects
+            continue
         for key, value in _fields(name, values.get(name)):
             out[key] = _version_5(key, kind, value) if wanted(key) else None
-    if any(kind == "opaque" for _, _, kind in variables):
-        for name, kind in _opaque(path):
-            if wanted(name):
-                raise _unreadable(name, kind)
-            out[name] = None
     return out
 
 
@@ -72,31 +69,34 @@ def _version_5(name: str, kind: str, value: Any) -> Array:
     return value.astype(np.bool_) if kind == "logical" else value
 
 
-def _opaque(path: Path) -> Iterator[tuple[str, str]]:
-    """Name and class of the variables of newer classes, such as string and table."""
+def _one_by_one(path: Path | IO[bytes], wanted: Callable[[str], bool]) -> Contents:
+    """The variables of a file as files of their own. SciPy calls objects None, and reads their names as fields."""
     import scipy.io
-    import scipy.io.matlab
+    from scipy.io.matlab import varmats_from_mat
 
-    with path.open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name, part in scipy.io.matlab.varmats_from_mat(file):
+    out: Contents = {}
+    with open(path, "rb") if isinstance(path, Path) else nullcontext(path) as file:
+        for name, part in varmats_from_mat(file):
             if name != "None":
+                out |= read(io.BytesIO(part.getvalue()), wanted)
                 continue
-            value = scipy.io.loadmat(io.BytesIO(part.getvalue())).get("None")
-            if value is not None and value.dtype.names:
-                text = [v.decode("latin1") if isinstance(v, bytes) else str(v) for v in value.ravel()[0].tolist()[:3]]
-                yield text[0], text[2]
+            value = scipy.io.loadmat(io.BytesIO(part.getvalue()))["None"]
+            if not value.dtype.names:  # the store of all objects, which has no name
+                continue
+            name, _, kind, *_ = (v.decode("latin1") if isinstance(v, bytes) else v for v in value.ravel()[0].tolist())
+            if wanted(name):
+                raise _unreadable(name, kind)
+            out[name] = None
+    return out
 
 
-def _version_7_3(path: Path, wanted: Callable[[str], bool]) -> Contents:
+def _version_7_3(path: Path | IO[bytes], wanted: Callable[[str], bool]) -> Contents:
     import h5py
 
     out: Contents = {}
 
     def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Group) and "MATLAB_sparse" not in item.attrs:
-            if _class(item) not in ("struct", ""):
-                out[name] = _value(file, name, item) if wanted(name) else None
             for key in item:
                 visit(f"{name}/{key}", item[key])
         else:
@@ -141,9 +141,11 @@ def _value(file: Any, name: str, item: Any) -> Array:
         return array.astype(np.bool_)
     if kind not in _NUMBERS | {""}:
         raise _unreadable(name, kind)
-    if array.dtype.names == ("real", "imag"):
-        return array["real"] + 1j * array["imag"]
-    return array
+    return _complex(array)
+
+
+def _complex(array: Array) -> Array:
+    return array["real"] + 1j * array["imag"] if array.dtype.names == ("real", "imag") else array
 
 
 def _sparse(name: str, item: Any, kind: str) -> Array:
@@ -152,8 +154,7 @@ def _sparse(name: str, item: Any, kind: str) -> Array:
 
     columns = np.asarray(item["jc"][()], np.int64).ravel()
     data, rows = (np.asarray(item[key][()]).ravel() if key in item else np.zeros(0) for key in ("data", "ir"))
-    if data.dtype.names == ("real", "imag"):
-        data = data["real"] + 1j * data["imag"]
+    data = _complex(data)
     shape = int(item.attrs["MATLAB_sparse"]), len(columns) - 1
     if not (len(rows) == len(data) == columns[-1] and (np.diff(columns) >= 0).all() and (rows < shape[0]).all()):
         raise DataError(f"{name} is a damaged sparse array")

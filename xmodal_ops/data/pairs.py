@@ -171,11 +171,11 @@ class PairData:
                 raise DataError(f"{split} and train must both have labels or both have none")
             if pairs.labels is None or self.train.labels is None:
                 continue
-            if pairs.labels.shape[1:] != self.train.labels.shape[1:]:
-                needed, got = (f"(n{', C' * (p.ndim == 2)})" for p in (self.train.labels, pairs.labels))
-                if needed == got:
-                    needed, got = (f"{p.shape[1]} columns" for p in (self.train.labels, pairs.labels))
-                raise DataError(f"{split} labels must be {needed} as in train, got {got}")
+            kinds = [
+                f"bool (n, {p.shape[1]})" if p.ndim == 2 else "int64 (n,)" for p in (self.train.labels, pairs.labels)
+            ]
+            if kinds[0] != kinds[1]:
+                raise DataError(f"{split} labels must be {kinds[0]} as in train, got {kinds[1]}")
             if self.classes is None:
                 continue
             if pairs.labels.ndim == 2 and pairs.labels.shape[1] != len(self.classes):

@@ -21,7 +21,8 @@ class _Record:
     """What the pickle says of a dtype, an array or a scalar: the arguments and the state, nothing else."""
 
     def __init__(self, *arguments: Any) -> None:
-        self.arguments, self.state = arguments, ()
+        self.arguments = arguments
+        self.state: Any = ()
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
