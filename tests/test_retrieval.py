@@ -1,15 +1,19 @@
-"""Retrieval metrics against brute force, scikit-learn and sampled chance, and the documented order of ties."""
+"""Retrieval metrics against brute force, scikit-learn and sampled chance, and ties by enumeration."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score
+from torch.utils._pytree import tree_map
 
+from xmodal_ops import retrieval
 from xmodal_ops.retrieval import chance, evaluate, nearest
 
 METRICS = ["map_all", "map_50", "map_50_hits", "recall@1", "recall@5", "recall@10", "median_rank", "mrr"]
@@ -102,16 +106,225 @@ def test_scikit_learn(kind):
         assert evaluate(image, text, labels, similarity="dot")[name]["map_all"] == pytest.approx(expected, abs=1e-12)
 
 
-def test_ties_go_to_the_lower_row():
-    # Every item is the same, so the gallery stays in its order and the own pair i has rank i + 1.
-    same = torch.ones(8, 3)
-    scores = evaluate(same, same, torch.tensor([0, 1, 1, 0, 0, 0, 0, 0]))["image_to_text"]
-    assert scores["median_rank"] == 4.5
-    assert scores["recall@5"] == 5 / 8
-    assert scores["mrr"] == pytest.approx(sum(1 / r for r in range(1, 9)) / 8, abs=1e-15)
-    zeros, ones = (1 + 2 / 4 + 3 / 5 + 4 / 6 + 5 / 7 + 6 / 8) / 6, (1 / 2 + 2 / 3) / 2
-    assert scores["map_all"] == pytest.approx((6 * zeros + 2 * ones) / 8, abs=1e-15)
-    assert nearest(same, same, 3).tolist() == [[0, 1, 2]] * 8
+@pytest.mark.parametrize("kind", [None, "single", "multi"])
+@pytest.mark.parametrize("cut", [2, 3, 50])
+def test_ties_count_by_their_expectation(kind, cut, monkeypatch):
+    """All orders of six items; items with equal scores follow these orders."""
+    monkeypatch.setattr(retrieval, "_AT", cut)
+    n, g = 6, torch.Generator().manual_seed(cut)
+    query, gallery = (torch.randint(0, 2, (n, 2), generator=g) * 1.0 for _ in range(2))
+    labels = {None: None, "single": torch.tensor([0, 1, 0, 1, 1, 0]), "multi": torch.rand(n, 3, generator=g) < 0.4}[
+        kind
+    ]
+    relevant = relevance(labels, n)
+    scores = (query @ gallery.T).numpy()
+    expected = {name: [] for name in METRICS}
+    for i in range(n):
+        values = {name: [] for name in METRICS}
+        for permutation in itertools.permutations(range(n)):
+            order = sorted(range(n), key=lambda j: (-scores[i, j], permutation[j]))
+            hits = relevant[i, order]
+            rank = order.index(i) + 1
+            precision = hits * hits.cumsum() / np.arange(1, n + 1)
+            values["map_all"].append(precision.sum() / max(hits.sum(), 1))
+            values["map_50"].append(precision[:cut].sum() / max(min(cut, hits.sum()), 1))
+            values["map_50_hits"].append(precision[:cut].sum() / max(hits[:cut].sum(), 1))
+            for k in (1, 5, 10):
+                values[f"recall@{k}"].append(rank <= k)
+            values["median_rank"].append(rank)
+            values["mrr"].append(1 / rank)
+        for name in METRICS:
+            if relevant[i].any() or not name.startswith("map"):
+                expected[name].append(np.mean(values[name]))
+    got = evaluate(query, gallery, labels, similarity="dot")["image_to_text"]
+    for name in METRICS:
+        mean = np.median if name == "median_rank" else np.mean
+        assert got[name] == pytest.approx(mean(expected[name]), abs=1e-12), name
+
+
+@pytest.mark.parametrize("kind", [None, "single", "multi"])
+@pytest.mark.parametrize("n", [30, 49, 51, 120])
+def test_a_collapsed_model_scores_chance(kind, n):
+    labels = make_labels(kind, n, torch.Generator().manual_seed(n))
+    if kind == "single":
+        labels = labels.sort().values  # an order of the rows that would help
+    got = evaluate(torch.ones(n, 2), torch.ones(n, 2), labels)
+    assert got["mean"] == pytest.approx(got["chance"], abs=1e-12)
+
+
+def test_nearest_breaks_ties_by_row():
+    assert nearest(torch.ones(8, 3), torch.ones(8, 3), 3).tolist() == [[0, 1, 2]] * 8
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [
+        (torch.float32, 1e20),
+        (torch.float32, 1e-30),
+        (torch.float32, 3e37),
+        (torch.float64, 1e200),
+        (torch.float64, 1e-200),
+        (torch.bfloat16, 1e20),
+        (torch.float16, 1e-3),
+    ],
+)
+def test_rows_of_any_size(similarity, dtype, size):
+    image, text, _ = embeddings()
+    image, text = (x.to(dtype).double() for x in (image, text))
+    expected = evaluate(image, text, similarity=similarity)
+    scale = 2.0 ** np.floor(np.log2(size))  # exact in every dtype
+    got = evaluate((image * scale).to(dtype), (text * scale).to(dtype), similarity=similarity)
+    for name in METRICS:
+        assert got["mean"][name] == pytest.approx(expected["mean"][name], abs=1e-2 if dtype == torch.float16 else 1e-6)
+    if similarity == "cosine":
+        rows = torch.logspace(-0.4, 0.4, len(image), dtype=torch.float64)[:, None].log2().mul(20).round().exp2()
+        if dtype != torch.float16:
+            assert evaluate((image * rows).to(dtype), text.to(dtype))["mean"] == pytest.approx(
+                expected["mean"], abs=1e-6
+            )
+    eye = torch.eye(4, dtype=dtype) * size
+    assert evaluate(eye, eye, similarity=similarity)["mean"]["recall@1"] == 1
+
+
+def test_labels_of_every_kind_agree():
+    image, text, g = embeddings()
+    labels = make_labels("single", 130, g)
+    names = np.array(["ape", "bee", "cat", "dog", "eel", "fox"])
+    expected = evaluate(image, text, labels)
+    for same in (
+        labels.to(torch.uint8),
+        labels.to(torch.int32).numpy(),
+        labels.double(),
+        labels[:, None],
+        labels * 10**9 + 2_000_000_000,
+        labels.numpy().astype(np.uint64) + np.uint64(2**64 - 10),
+        labels * -7 - 2,
+        labels.tolist(),
+        names[labels],
+        names[labels].tolist(),
+        names[labels].astype(object),
+        np.char.encode(names[labels]),
+        torch.nn.functional.one_hot(labels),
+        torch.nn.functional.one_hot(labels).bool(),
+        np.eye(6)[labels],
+    ):
+        assert evaluate(image, text, same) == expected
+
+
+def test_items_without_a_label_are_relevant_to_none():
+    image, text, g = embeddings()
+    labels = make_labels("single", 130, g)
+    columns = torch.nn.functional.one_hot(labels).bool()
+    columns[::3] = False
+    labels[::3] = -1
+    expected = evaluate(image, text, columns)
+    assert expected["queries_without_relevant"] == 44
+    names = np.array(["ape", "bee", "cat", "dog", "eel", "fox", ""])[labels]
+    assert evaluate(image, text, labels) == evaluate(image, text, names) == expected
+
+
+@pytest.mark.parametrize("labels", [torch.full((130,), -1), torch.zeros(130, 4).bool(), [""] * 130])
+def test_without_a_label_at_all_the_metrics_are_those_without_labels(labels):
+    image, text, _ = embeddings()
+    with pytest.warns(
+        UserWarning, match="^labels give no query a relevant item: the metrics are those without labels$"
+    ):
+        got = evaluate(image, text, labels)
+    assert got.pop("queries_without_relevant") == 130
+    expected = evaluate(image, text)
+    assert got == {name: value for name, value in expected.items() if name != "queries_without_relevant"}
+
+
+class Frame:
+    """What a data frame of columns of several types is to NumPy."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __array__(self, dtype=None, copy=None):
+        return self.rows.astype(dtype or object)
+
+
+def test_embeddings_are_what_numpy_reads():
+    image, text, _ = embeddings()
+    expected = evaluate(image, text)
+    rows = image.numpy()
+    for same in (
+        rows[:, ::-1].copy()[:, ::-1],
+        rows.astype(">f8"),
+        np.asfortranarray(rows),
+        rows.tolist(),
+        rows.astype(object),
+        [tuple(row) for row in rows],
+        Frame(rows),
+    ):
+        assert evaluate(same, text) == expected
+        assert nearest(same, text.numpy()[::-1][::-1], 3).equal(nearest(image, text, 3))
+    assert evaluate(np.eye(4, dtype=np.uint8), np.eye(4, dtype=int).tolist())["mean"]["recall@1"] == 1
+    assert evaluate(image.float(), text)["mean"] == pytest.approx(expected["mean"], abs=1e-6)
+
+
+class Limited(torch.Tensor):
+    """A tensor of a device without float64: ops run on the CPU but refuse to make one."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device="mps")
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        leaves = tree_map(lambda x: x.inner if isinstance(x, Limited) else x, (args, kwargs))
+        if (device := kwargs.get("device")) is not None:
+            leaves[1]["device"] = "cpu"
+        out = func(*leaves[0], **leaves[1])
+        if device is not None and torch.device(device).type == "cpu":
+            return out
+
+        def wrapped(x):
+            if not isinstance(x, torch.Tensor):
+                return x
+            if x.dtype == torch.float64:
+                raise TypeError("Cannot convert a MPS Tensor to float64")
+            return Limited(x)
+
+        return tree_map(wrapped, out)
+
+
+@pytest.mark.parametrize("kind", [None, "single", "multi"])
+def test_a_device_without_float64(kind):
+    image, text, g = embeddings()
+    image, text = image.float(), text.float()
+    labels = make_labels(kind, 130, g)
+    with pytest.raises(TypeError, match="MPS"):
+        Limited(image).double()
+    limited = None if labels is None else Limited(labels)
+    assert evaluate(Limited(image), Limited(text), limited, queries=Limited(torch.arange(9))) == evaluate(
+        image, text, labels, queries=torch.arange(9)
+    )
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_memory_does_not_grow_with_the_number_of_queries(labelled):
+    """40,000 pairs and the allocator's own policy; 1,200 queries are 46 chunks in each direction."""
+    program = f"""
+import resource, torch
+from xmodal_ops.retrieval import evaluate
+torch.set_num_threads(1)
+n = 40_000
+x, y, labels = torch.randn(n, 16), torch.randn(n, 16), torch.arange(n) % 50 if {labelled} else None
+peaks = []
+for queries in (100, 1_200):
+    evaluate(x, y, labels, queries=torch.arange(queries))
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(*peaks)
+"""
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert int(out[1]) - int(out[0]) < 48, f"peaks in MiB after 100 and 1,200 queries: {out}"
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
@@ -127,8 +340,8 @@ def test_duplicates_tie_wherever_they_stand(similarity):
 
 
 def test_negative_zero_ties_with_zero():
-    tiny = 1e-30 * torch.tensor([[0.0], [-1.0], [0.0]], dtype=torch.float64)  # its square is -0.0 in float32
-    assert nearest(tiny[1:2].neg(), tiny, 3, similarity="dot").tolist() == [[0, 1, 2]]
+    gallery = torch.tensor([[0.0], [-1e-60], [0.0], [1.0]], dtype=torch.float64)  # the second is -0.0 in float32
+    assert nearest(torch.ones(1, 1), gallery, 4, similarity="dot").tolist() == [[3, 0, 1, 2]]
 
 
 def test_negative_similarities_order():
@@ -234,37 +447,38 @@ def test_progress_bar_changes_nothing(capsys):
         ({"text": torch.zeros(4, 5)}, ValueError, "text must have as many columns as image, 4, got 5"),
         ({"image": torch.zeros(4)}, ValueError, "image must have shape (m, d), got (4,)"),
         (
-            {"image": torch.zeros(4, 4).long()},
+            {"image": torch.zeros(4, 4, dtype=torch.complex64)},
             TypeError,
-            "image must be float64, float32, bfloat16 or float16, got int64",
+            "image must be float64, float32, bfloat16 or float16, got complex64",
         ),
+        ({"image": np.zeros((4, 4), complex)}, TypeError, "image must hold numbers, got complex128 of ndarray"),
+        ({"image": [["a"] * 4] * 4}, TypeError, "image must hold numbers, got <U1 of list"),
+        ({"image": [[1.0], [1.0, 2.0]]}, ValueError, "image must be an array, got list"),
+        ({"image": np.ma.masked_less(np.eye(4), 1)}, ValueError, "image must not hold masked items"),
         (
-            {"text": torch.zeros(4, 4).double()},
+            {"image": torch.eye(4).to_sparse()},
             TypeError,
-            "text must have the dtype of image, float32, got float64",
+            "image must be a dense tensor of numbers, got sparse_coo float32",
         ),
         (
             {"text": torch.eye(4).index_fill(0, torch.tensor([2]), torch.nan)},
             ValueError,
             "text must be finite, got NaN or infinity in row 2",
         ),
-        ({"similarity": "l2"}, ValueError, "similarity must be one of cosine, dot, euclidean, got 'l2'"),
+        ({"similarity": "l2"}, ValueError, "similarity must be one of 'cosine', 'dot', 'euclidean', got 'l2'"),
         ({"labels": torch.zeros(3).long()}, ValueError, "labels must have as many rows as image, 4, got 3"),
+        ({"labels": torch.full((4,), 0.5)}, ValueError, "labels must be whole numbers, got others in row 0"),
+        ({"labels": [[0, 1], [0, 2]]}, ValueError, "labels must be 0 or 1 in every column, got others in row 1"),
         (
-            {"labels": torch.zeros(4)},
+            {"labels": [-1, 1, 1, -1]},
             ValueError,
-            "labels must be int64 (n,) or bool (n, C), got float32 (4,)",
-        ),
-        (
-            {"labels": torch.zeros(4, 2) > 0},
-            ValueError,
-            "labels must give at least one query a relevant item, got none",
+            "labels must not be -1 and 1 only: -1 marks items without a label; number the classes 0 and 1",
         ),
         ({"queries": torch.tensor([0, 4])}, ValueError, "queries must lie in 0..3, got 4"),
         (
             {"queries": torch.zeros(4) > 0},
             ValueError,
-            "queries must be int64 (q,) with q >= 1, got bool (4,)",
+            "queries must be integers (q,) with q >= 1, got bool (4,)",
         ),
         ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1, got 0"),
     ],

@@ -73,6 +73,10 @@ def test_bad_files(tmp_path, views):
     np.save(tmp_path / "integers.npy", np.zeros((5, 2), dtype=np.int64))
     np.save(tmp_path / "vector.npy", np.zeros(5))
     np.save(tmp_path / "good.npy", np.zeros((5, 2)))
+    (tmp_path / "empty.npy").write_bytes(b"")
+    np.savez(tmp_path / "archive.npz", np.zeros((5, 2)))
+    with h5py.File(tmp_path / "group.h5", "w") as file:
+        file["image/a"], file["text"] = image, text
     (tmp_path / "cut.npy").write_bytes((tmp_path / "good.npy").read_bytes()[:-8])
     for arguments, message in (
         (["missing.h5"], "image must be an existing file, got .*missing.h5"),
@@ -82,11 +86,20 @@ def test_bad_files(tmp_path, views):
         (["good.npy", "missing.npy"], "text must be an existing file"),
         (["good.npy", "integers.npy"], r"text in .* must be a floating \(n, d\) matrix, got int64 \(5, 2\)"),
         (["vector.npy", "good.npy"], r"image in .* must be a floating \(n, d\) matrix, got float64 \(5,\)"),
+        (["empty.npy", "good.npy"], "cannot read image from .*empty.npy: "),
+        (["archive.npz", "good.npy"], "cannot read image from .*archive.npz: "),
+        (["group.h5"], "cannot read image from .*group.h5: "),
         (["cut.npy", "good.npy"], "cannot read image from .*cut.npy: "),
     ):
         with pytest.raises(DataError, match=message) as caught:
             PairStream(*(tmp_path / name for name in arguments))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("options", "message"), [({"rows": 2.5}, "rows"), ({"workers": -1}, "workers")])
+def test_options_of_chunks(stream, options, message):
+    with pytest.raises(ValueError, match=f"^{message} must be an integer >= ., got"):
+        next(stream.chunks(**options))
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
@@ -102,8 +115,8 @@ def test_retrieval_from_files_is_retrieval_from_memory(stream, views, similarity
     assert (streamed["gallery"], streamed["queries"]) == (500, 5)
 
 
-def test_retrieval_breaks_ties_by_row_as_in_memory(tmp_path):
-    """Every row occurs three times, so ranks depend on the order of equal items."""
+def test_ties_count_by_their_expectation_as_in_memory(tmp_path):
+    """Every row occurs three times."""
     distinct = np.random.default_rng(1).standard_normal((40, 5)).astype(np.float32)
     both = np.concatenate([distinct, distinct, distinct])
     for name in ("image", "text"):

@@ -140,6 +140,17 @@ def test_string_labels_are_mapped(tmp_path):
     assert data.test.labels.tolist() == [1, 0, 2] * 4
 
 
+def test_a_split_without_the_lowest_class_is_numbered_as_the_others(tmp_path):
+    arrays = parts({"train": 30, "test": 12})
+    for name in ("test_img_lab", "test_txt_lab"):
+        arrays[name] = (np.arange(12) % 2 + 2)[:, None]
+    np.savez(tmp_path / "pascal.npz", **arrays)
+    data = load("pascal-sentence", path=tmp_path / "pascal.npz")
+    assert data.test.labels.tolist() == [1, 2] * 6
+    assert sorted(set(data.train.labels.tolist())) == [0, 1, 2]
+    assert data.classes == ["1", "2", "3"]
+
+
 def test_errors_name_what_was_found_and_what_is_needed(tmp_path):
     def refused(name: str, message: str, path=tmp_path) -> None:
         with pytest.raises(DataError) as error:

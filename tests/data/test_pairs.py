@@ -58,11 +58,28 @@ def test_split_is_stratified_and_seeded():
     assert len(pairs(10, labels=None).split(0.01)[1]) == 1
 
 
+def test_split_keeps_groups_together():
+    groups = torch.arange(100) // 7
+    rest, held = pairs(100, groups=groups).split(0.2, seed=3)
+    assert len(held.groups.unique()) == 3
+    assert not set(rest.groups.tolist()) & set(held.groups.tolist())
+    with pytest.raises(DataError, match=r"leave groups on both sides of the split, got 0\.5 of 1 groups"):
+        pairs(groups=torch.zeros(6).long()).split(0.5)
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, None, True])
+def test_a_seed_is_an_integer(seed):
+    with pytest.raises(DataError, match="seed must be an integer >= 0, got"):
+        pairs().split(0.5, seed)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"image": torch.zeros(5, 2)}, "text must have as many rows as image, 5, got 6"),
         ({"labels": torch.zeros(5).long()}, "labels must have as many rows as image, 6, got 5"),
+        ({"groups": torch.zeros(6)}, "groups must be int64 (n,), got float32 (6,)"),
+        ({"groups": torch.zeros(5).long()}, "groups must have as many rows as image, 6, got 5"),
         ({"names": ["a"]}, "names must have as many rows as image, 6, got 1"),
         ({"image": torch.zeros(6)}, "image must have shape (n, dv) or (n, c, H, W), got (6,)"),
         ({"text": torch.zeros(6, 1, 2, 2)}, "text must have shape (n, dt), got (6, 1, 2, 2)"),
@@ -102,6 +119,7 @@ def test_pairset_wants_tensors():
             "test text must have rows of shape (3,) as in train, got (4,)",
         ),
         ({"validation": pairs(labels=None)}, "validation and train must both have labels or both have none"),
+        ({"test": pairs(labels=torch.ones(6, 2) > 0)}, "test labels must be int64 (n,) as in train, got bool (n, 2)"),
         ({"classes": ["a", "b"]}, "train labels must lie in 0..1, got 2 in row 2"),
     ],
 )

@@ -450,7 +450,7 @@ def _prepare_json(file: Path | None) -> None:
 
 
 def _load(source: Mapping[str, Any]) -> PairData:
-    from ..data import NAMES, load
+    from ..data import NAMES, DataWarning, load
 
     kind = source.get("data")
     options = {name: value for name, value in source.items() if name != "data"}
@@ -460,13 +460,17 @@ def _load(source: Mapping[str, Any]) -> PairData:
     for name, flag in (("path", "--path"), ("fonts", "--font")):
         if name in options and name != allowed:
             raise UserError(f"{flag} does not go with --data {kind}")
-    with _status(f"loading {kind}"):
+    with _status(f"loading {kind}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # the notes, printed below
         try:
-            return load(kind, **options)
+            pairs = load(kind, **options)
         except UserError:
             raise
         except (ValueError, TypeError) as error:
             raise UserError(one_line(error)) from None
+    for note in pairs.notes:
+        _say(f"{kind}: {note}")
+    return pairs
 
 
 def _declares_split(kind: str) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from .pairs import DataError, PairData, PairSet
+from .pairs import DataError, DataWarning, PairData, PairSet
 
-__all__ = ["NAMES", "DataError", "PairData", "PairSet", "load"]
+__all__ = ["NAMES", "DataError", "DataWarning", "PairData", "PairSet", "load"]
 
 NAMES = (
     "glyphs", "wikipedia", "wikipedia-1300", "pascal-sentence", "nus-wide-10k", "xmedia", "iapr-tc12", "coco",
@@ -27,6 +27,8 @@ def load(name: str | os.PathLike[str], **options: Any) -> PairData:
         ValueError: the name is unknown, or `path` is missing.
         DataError: the files cannot be used.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise TypeError(f"name must be a string or a path, got {type(name).__name__}")
     if name == "glyphs":
         from . import glyphs
 

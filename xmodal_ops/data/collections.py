@@ -59,7 +59,7 @@ COLLECTIONS = {
 def load(name: str, path: str | os.PathLike[str], *, seed: int = 0, validation: float = 0.1) -> PairData:
     """Reads one of COLLECTIONS from a file or a directory.
 
-    Labels may be classes from 0 or from 1, strings, or one column for each class. They may be stored for images and
+    Labels may be any integers, strings, or one column for each class. They may be stored for images and
     texts separately if these agree. The captions of an image become one text (`tf_idf`).
 
     Args:
@@ -79,8 +79,10 @@ def load(name: str, path: str | os.PathLike[str], *, seed: int = 0, validation: 
         if not path.exists():
             raise DataError("no such file or directory")
         found = _captions(path) if collection.captions else by_role(_contents(path), PUBLISHED)
-        for key in [key for key in found if key[1] == "labels"]:
-            found[key] = _from_zero(found[key], collection.several_labels)
+        labels = {key: vector(array) for key, array in found.items() if key[1] == "labels"}
+        if not collection.several_labels and all(map(_one_per_row, labels.values())):
+            labels = {key: array.argmax(1) for key, array in labels.items()}
+        found |= labels
         return assemble(found, name, seed, (validation, 0.0 if ("test", "image") in found else validation))
     except DataError as error:
         raise DataError(f"{path}: {error}; {name} needs {collection.fetch}") from None
@@ -111,14 +113,9 @@ def _contents(path: Path) -> dict[str, Array]:
     return out
 
 
-def _from_zero(labels: Array, several: bool) -> Array:
-    """Classes counted from 0, or one column for each class; strings as they are."""
-    labels = vector(labels)
-    if labels.dtype.kind in "USO":
-        return labels
-    if labels.ndim == 2 and not several and ((labels == 1).sum(1) == 1).all():
-        return labels.argmax(1)
-    return labels - 1 if labels.ndim == 1 and len(labels) and labels.min() == 1 else labels
+def _one_per_row(labels: Array) -> bool:
+    """Whether the labels are columns for the classes, one of which is 1 in every row."""
+    return labels.ndim == 2 and labels.dtype.kind in "fiub" and bool(((labels == 1).sum(1) == 1).all())
 
 
 def _captions(path: Path) -> ByRole:

@@ -21,6 +21,10 @@ class DataError(UserError):
     """Unusable data, such as a missing or damaged file, unequal rows or NaN. The message is one line."""
 
 
+class DataWarning(UserWarning):
+    """Something about a data set that its user should know, such as the names of arrays that are not used."""
+
+
 def one_line(error: BaseException) -> str:
     """The message of an exception on one line, or its type if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
@@ -38,6 +42,7 @@ class PairSet(Dataset[dict[str, Tensor]]):
         text: (n, dt) features, floating.
         labels: int64 (n,), one class per pair, or bool (n, C), any number of classes per pair.
         names: n strings that identify the pairs in tables and plots.
+        groups: int64 (n,). `split` keeps the pairs of a group together.
 
     Raises:
         DataError: the views have unequal numbers of rows, a value is NaN or infinite, or a label is negative (the
@@ -48,6 +53,7 @@ class PairSet(Dataset[dict[str, Tensor]]):
     text: Tensor
     labels: Tensor | None = None
     names: list[str] | None = None
+    groups: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name, x, ranks in (("image", self.image, (2, 4)), ("text", self.text, (2,))):
@@ -60,11 +66,19 @@ class PairSet(Dataset[dict[str, Tensor]]):
                 raise DataError(f"{name} must be floating, got {dtype_name(x.dtype)}")
             if (row := _checks.nonfinite_row(x)) is not None:
                 raise DataError(f"{name} holds NaN or infinity in row {row}")
+        for name, given in (("labels", self.labels), ("groups", self.groups)):
+            if given is not None and not isinstance(given, Tensor):
+                raise TypeError(f"{name} must be a torch.Tensor, got {type(given).__name__}")
+        if self.groups is not None and (self.groups.dtype, self.groups.ndim) != (torch.int64, 1):
+            raise DataError(
+                f"groups must be int64 (n,), got {dtype_name(self.groups.dtype)} {tuple(self.groups.shape)}"
+            )
         if self.labels is not None and (self.labels.dtype, self.labels.ndim) not in _LABELS:
             got = f"{dtype_name(self.labels.dtype)} {tuple(self.labels.shape)}"
             raise DataError(f"labels must be int64 (n,) or bool (n, C), got {got}")
         n = len(self.image)
-        for name, rows in (("text", self.text), ("labels", self.labels), ("names", self.names)):
+        views = ("text", self.text), ("labels", self.labels), ("names", self.names), ("groups", self.groups)
+        for name, rows in views:
             if rows is not None and len(rows) != n:
                 raise DataError(f"{name} must have as many rows as image, {n}, got {len(rows)}")
         if self.labels is not None and self.labels.ndim == 1 and (self.labels < 0).any():
@@ -84,36 +98,45 @@ class PairSet(Dataset[dict[str, Tensor]]):
         """The pairs of the given rows, in that order."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
         names = None if self.names is None else [self.names[i] for i in rows.tolist()]
-        return PairSet(self.image[rows], self.text[rows], None if self.labels is None else self.labels[rows], names)
+        labels, groups = (None if x is None else x[rows] for x in (self.labels, self.groups))
+        return PairSet(self.image[rows], self.text[rows], labels, names, groups)
 
     @staticmethod
     def concatenate(first: PairSet, second: PairSet) -> PairSet:
         """The pairs of `first`, then those of `second`."""
-        labels = None
-        if first.labels is not None and second.labels is not None:
-            labels = torch.cat([first.labels, second.labels])
+        labels, groups = (
+            None if a is None or b is None else torch.cat([a, b])
+            for a, b in ((first.labels, second.labels), (first.groups, second.groups))
+        )
         names = None if first.names is None or second.names is None else first.names + second.names
         image, text = (torch.cat(views) for views in ((first.image, second.image), (first.text, second.text)))
-        return PairSet(image, text, labels, names)
+        return PairSet(image, text, labels, names, groups)
 
     def split(self, fraction: float, seed: int = 0) -> tuple[PairSet, PairSet]:
         """Splits off a random `fraction` of the pairs, max(1, round(fraction * n)) of them.
 
         Single labels stratify the split: each class contributes its share, to within one pair. Rows keep their order.
+        If the pairs have groups, the fraction is one of the groups, whose first pairs stand for them.
 
         Returns:
             The remaining pairs and those split off.
         """
         n = len(self)
-        held = max(1, round(fraction * n))
-        if not 0 < fraction < 1 or held >= n:
-            raise DataError(f"fraction must leave pairs on both sides of the split, got {fraction} of {n} pairs")
-        order = np.random.default_rng(seed).permutation(n)
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise DataError(f"seed must be an integer >= 0, got {seed!r}")
+        first, group = np.arange(n), np.arange(n)
+        if self.groups is not None:
+            _, first, group = np.unique(self.groups.numpy(force=True), return_index=True, return_inverse=True)
+        units, what = len(first), "pairs" if self.groups is None else "groups"
+        if not 0 < fraction < 1 or (held := max(1, round(fraction * units))) >= units:
+            raise DataError(f"fraction must leave {what} on both sides of the split, got {fraction} of {units} {what}")
+        order = np.random.default_rng(seed).permutation(units)
         if self.labels is not None and self.labels.ndim == 1:
-            order = order[np.argsort(self.labels.numpy(force=True)[order], kind="stable")]
-        chosen = np.zeros(n, np.bool_)
-        # Evenly spaced rows of the pairs in the order of their classes.
-        chosen[order[(np.arange(held) * 2 + 1) * n // (2 * held)]] = True
+            order = order[np.argsort(self.labels.numpy(force=True)[first][order], kind="stable")]
+        chosen = np.zeros(units, np.bool_)
+        # Evenly spaced ones in the order of their classes.
+        chosen[order[(np.arange(held) * 2 + 1) * units // (2 * held)]] = True
+        chosen = chosen[group]
         return self.subset(np.flatnonzero(~chosen)), self.subset(np.flatnonzero(chosen))
 
 
@@ -126,9 +149,10 @@ class PairData:
         name: identifies the data set in reports.
         classes: the class names, one for each value of single labels or each column of multi-labels.
         description: one line about the data set.
+        notes: lines about what is not used or missing in its files.
 
     Raises:
-        DataError: a split is empty, the splits' widths differ, or a label has no class.
+        DataError: a split is empty, the splits' widths or kinds of labels differ, or a label has no class.
     """
 
     train: PairSet
@@ -137,6 +161,7 @@ class PairData:
     name: str
     classes: list[str] | None = None
     description: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for split, pairs in (("train", self.train), ("validation", self.validation), ("test", self.test)):
@@ -148,7 +173,14 @@ class PairData:
                     raise DataError(f"{split} {view} must have rows of shape {needed} as in train, got {shape}")
             if (pairs.labels is None) != (self.train.labels is None):
                 raise DataError(f"{split} and train must both have labels or both have none")
-            if pairs.labels is None or self.classes is None:
+            if pairs.labels is None or self.train.labels is None:
+                continue
+            kinds = [
+                f"bool (n, {p.shape[1]})" if p.ndim == 2 else "int64 (n,)" for p in (self.train.labels, pairs.labels)
+            ]
+            if kinds[0] != kinds[1]:
+                raise DataError(f"{split} labels must be {kinds[0]} as in train, got {kinds[1]}")
+            if self.classes is None:
                 continue
             if pairs.labels.ndim == 2 and pairs.labels.shape[1] != len(self.classes):
                 raise DataError(f"{split} labels must have {len(self.classes)} columns, got {pairs.labels.shape[1]}")

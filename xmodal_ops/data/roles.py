@@ -24,6 +24,7 @@ ROLES = {
     "labels": "labels label lab l targets target",
     "names": "names name",
     "classes": "classes class_names label_names categories",
+    "groups": "groups group group_ids group_id",
     "split": "split splits",
     "rows": "rows idx index indices",  # of one split; the word may be left out: train, test_idx
 }
@@ -78,7 +79,7 @@ def by_role(
             found[key], name_of[key] = array, name
         elif key[1] != "labels":
             raise DataError(f"{name_of[key]} and {name} both mean {' '.join(key).strip()}")
-        elif not np.array_equal(found[key], array):
+        elif not np.array_equal(found[key].squeeze(), array.squeeze()):
             raise DataError(f"{name_of[key]} and {name} must agree: the rows of both views must be pairs")
     for role in needed:
         if all(present != role for _, present in found):

@@ -29,9 +29,9 @@ class FileRows(ABC):
             self.shape, self.dtype = self._describe()
         except FileNotFoundError:
             raise DataError(f"{name} must be an existing file, got {path}") from None
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # a damaged file raises almost anything: EOFError, KeyError, AttributeError
             raise DataError(f"cannot read {name} from {path}: {one_line(error)}") from None
-        if len(self.shape) != 2 or 0 in self.shape or self.dtype.kind != "f":
+        if len(self.shape) != 2 or 0 in self.shape or self.dtype.kind != "f" or self.dtype.itemsize > 8:
             raise DataError(f"{name} in {path} must be a floating (n, d) matrix, got {self.dtype} {self.shape}")
 
     def __len__(self) -> int:
@@ -44,7 +44,7 @@ class FileRows(ABC):
             rows, order = np.unique(np.asarray(rows), return_inverse=True)  # HDF5 requires ascending rows
         try:
             values = self._read(rows)
-        except OSError as error:
+        except Exception as error:
             raise DataError(f"cannot read {self.name} from {self.path}: {one_line(error)}") from None
         tensor = torch.from_numpy(np.ascontiguousarray(values, self.dtype.newbyteorder("=")))
         return tensor if order is None else tensor[torch.from_numpy(order)]
@@ -127,8 +127,9 @@ class PairStream:
                 if there is a CUDA device.
             progress: show a progress bar (needs rich).
         """
-        if rows < 1:
-            raise ValueError(f"rows must be at least 1, got {rows}")
+        for option, least, value in (("rows", 1, rows), ("workers", 0, workers)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{option} must be an integer >= {least}, got {value!r}")
         loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
             _Chunks(self, rows),
             batch_size=None,

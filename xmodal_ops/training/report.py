@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,11 @@ NAMES = {
     "acmr": "ACMR",
 }
 
+FALLBACKS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
+    "Droid Sans Fallback", "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "SimHei", "Malgun Gothic",
+    "Arial Unicode MS", "Noto Sans Arabic", "Noto Sans Devanagari", "Noto Sans Thai", "Unifont",
+)  # fmt: skip
 RIGHT, OTHER = "#1a7f37", "#c4cad1"
 
 
@@ -232,7 +239,18 @@ def retrieval_picture(
                 _cell(axes, pairs, item, x, row, hit_width, drawn and hit_view is image, classes)
                 color, line = (RIGHT, 3.0) if item == query else (OTHER, 0.8)
                 axes.add_patch(_frame(x, row, hit_width, color, line))
-    figure.savefig(path, dpi=100)
+    with warnings.catch_warnings():  # characters that no installed font has are drawn as boxes
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure.savefig(path, dpi=100)
+
+
+@cache
+def _families() -> list[str]:
+    """Matplotlib's own font, then installed ones that have what it lacks, such as Chinese characters."""
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in FALLBACKS if name in installed)]
 
 
 def _cell(
@@ -241,7 +259,8 @@ def _cell(
     """Draws one item, as an image or by name, in the box of height 1 whose upper left corner is (x, y)."""
     if not drawn:
         words = textwrap.fill(_name(pairs, item, classes), 22, max_lines=4)
-        axes.text(x + width / 2, y + 0.5, words, ha="center", va="center", fontsize=8, parse_math=False)
+        style: dict[str, Any] = {"fontsize": 8, "family": _families(), "parse_math": False}
+        axes.text(x + width / 2, y + 0.5, words, ha="center", va="center", **style)
         return
     image = pairs.image[item].permute(1, 2, 0).float().numpy()
     extent = (x + 0.1, x + width - 0.1, y + 0.9, y + 0.1)
