@@ -310,21 +310,21 @@ def test_a_device_without_float64(kind):
 
 @pytest.mark.parametrize("labelled", [False, True])
 def test_memory_does_not_grow_with_the_number_of_queries(labelled):
-    """40,000 pairs and the allocator's own policy; 1,200 queries are 46 chunks in each direction."""
+    """700 queries against 40,000 items are 27 chunks in each direction; they once kept 20 to 30 MiB."""
     program = f"""
 import resource, torch
 from xmodal_ops.retrieval import evaluate
 torch.set_num_threads(1)
 n = 40_000
-x, y, labels = torch.randn(n, 16), torch.randn(n, 16), torch.arange(n) % 50 if {labelled} else None
+x, y, labels = torch.randn(n, 4), torch.randn(n, 4), torch.arange(n) % 50 if {labelled} else None
 peaks = []
-for queries in (100, 1_200):
+for queries in (100, 700):
     evaluate(x, y, labels, queries=torch.arange(queries))
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 print(*peaks)
 """
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    assert int(out[1]) - int(out[0]) < 48, f"peaks in MiB after 100 and 1,200 queries: {out}"
+    assert int(out[1]) - int(out[0]) < 12, f"peaks in MiB after 100 and 700 queries: {out}"
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
@@ -446,20 +446,9 @@ def test_progress_bar_changes_nothing(capsys):
         ({"text": torch.zeros(3, 4)}, ValueError, "text must have as many rows as image, 4, got 3"),
         ({"text": torch.zeros(4, 5)}, ValueError, "text must have as many columns as image, 4, got 5"),
         ({"image": torch.zeros(4)}, ValueError, "image must have shape (m, d), got (4,)"),
-        (
-            {"image": torch.zeros(4, 4, dtype=torch.complex64)},
-            TypeError,
-            "image must be float64, float32, bfloat16 or float16, got complex64",
-        ),
-        ({"image": np.zeros((4, 4), complex)}, TypeError, "image must hold numbers, got complex128 of ndarray"),
-        ({"image": [["a"] * 4] * 4}, TypeError, "image must hold numbers, got <U1 of list"),
-        ({"image": [[1.0], [1.0, 2.0]]}, ValueError, "image must be an array, got list"),
-        ({"image": np.ma.masked_less(np.eye(4), 1)}, ValueError, "image must not hold masked items"),
-        (
-            {"image": torch.eye(4).to_sparse()},
-            TypeError,
-            "image must be a dense tensor of numbers, got sparse_coo float32",
-        ),
+        ({"image": torch.zeros(4, 4).cfloat()}, ValueError, "image must be real, got complex64"),
+        ({"image": [["a"] * 4] * 4}, TypeError, "image must be an array of numbers, got strings"),
+        ({"image": np.ma.masked_less(np.eye(4), 1)}, ValueError, "image must have no masked entries, got 12"),
         (
             {"text": torch.eye(4).index_fill(0, torch.tensor([2]), torch.nan)},
             ValueError,
@@ -487,7 +476,8 @@ def test_errors(change, error, message):
     arguments = {"image": torch.eye(4), "text": torch.eye(4)} | change
     with pytest.raises(error) as info:
         evaluate(**arguments)
-    assert str(info.value) == message
+    assert str(info.value).startswith(message)
+    assert "\n" not in str(info.value)
 
 
 def test_nearest_errors():

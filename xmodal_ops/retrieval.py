@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
@@ -13,9 +12,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from . import _checks
-from .data.labels import as_array, class_numbers
+from ._arrays import as_floating, as_tensor
+from ._dtypes import WITHOUT_FP64, dtype_name
+from .data.labels import class_numbers
 from .data.stream import PairStream
-from .ops._library import WITHOUT_FP64
 
 SIMILARITIES = ("cosine", "dot", "euclidean")
 Array: TypeAlias = "Tensor | np.ndarray[Any, Any]"
@@ -475,30 +475,12 @@ def _relevant(labels: Tensor, rows: Tensor) -> Tensor:
     return labels[rows] @ labels.T > 0
 
 
-def _tensor(name: str, x: Any) -> Tensor:
-    """A tensor without gradient, from anything that `np.asarray` reads."""
-    if isinstance(x, Tensor):
-        if x.layout != torch.strided or x.is_quantized:
-            raise TypeError(f"{name} must be a dense tensor of numbers, got {str(x.layout)[6:]} {str(x.dtype)[6:]}")
-        return x.detach()
-    array = as_array(name, x)
-    if array.dtype.kind == "O":  # a data frame whose columns are of several types
-        with suppress(TypeError, ValueError):
-            array = array.astype(np.float64)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name} must hold numbers, got {array.dtype} of {type(x).__name__}")
-    kind = array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.dtype(np.float64)
-    return torch.from_numpy(np.array(array, kind, order="C"))
-
-
 def _checked(x: Any, y: Any, x_name: str, y_name: str, similarity: str) -> tuple[Tensor, Tensor]:
     """Both matrices in float32 or float64, on the CPU if their device has no float64."""
     _checks.choice("similarity", similarity, SIMILARITIES)
-    x, y = _tensor(x_name, x), _tensor(y_name, y)
     out = []
-    for name, e in ((x_name, x), (y_name, y)):
-        if not e.is_floating_point() and not e.is_complex():
-            e = e.to(torch.float64 if e.dtype.itemsize > 2 else torch.float32)
+    for name, array in ((x_name, x), (y_name, y)):
+        e = as_floating(name, array)
         _checks.matrix(name, e, min_rows=1)
         if (row := _checks.nonfinite_row(e)) is not None:
             raise ValueError(f"{name} must be finite, got NaN or infinity in row {row}")
@@ -541,9 +523,9 @@ def _unit_rows(x: Tensor) -> Tensor:
 
 
 def _rows(queries: Array, image: Tensor) -> Tensor:
-    rows = _tensor("queries", queries)
+    rows = as_tensor("queries", queries)
     if rows.ndim != 1 or not len(rows) or rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool:
-        raise ValueError(f"queries must be integers (q,) with q >= 1, got {str(rows.dtype)[6:]} {tuple(rows.shape)}")
+        raise ValueError(f"queries must be integers (q,) with q >= 1, got {dtype_name(rows.dtype)} {tuple(rows.shape)}")
     rows = rows.to(image.device, torch.int64)
     outside = (rows < 0) | (rows >= len(image))
     if outside.any():
