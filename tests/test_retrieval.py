@@ -454,6 +454,9 @@ def test_progress_bar_changes_nothing(capsys):
             ValueError,
             "text must be finite, got NaN or infinity in row 2",
         ),
+        ({"image": torch.empty(4, 4, device="meta")}, ValueError, "image must hold values, got a meta tensor"),
+        ({"labels": torch.empty(4, device="meta")}, ValueError, "labels must hold values, got a meta tensor"),
+        ({"similarity": None}, TypeError, "similarity must be a string, got NoneType"),
         ({"similarity": "l2"}, ValueError, "similarity must be one of 'cosine', 'dot', 'euclidean', got 'l2'"),
         ({"labels": torch.zeros(3).long()}, ValueError, "labels must have as many rows as image, 4, got 3"),
         ({"labels": torch.full((4,), 0.5)}, ValueError, "labels must be whole numbers, got others in row 0"),
@@ -478,6 +481,21 @@ def test_errors(change, error, message):
         evaluate(**arguments)
     assert str(info.value).startswith(message)
     assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("3",), TypeError, "gallery must be an integer, got str"),
+        ((0,), ValueError, "gallery must be at least 1, got 0"),
+        ((3, [1, 4]), ValueError, "relevant must hold numbers in 1..3 (q,) with q >= 1, got others in shape (2,)"),
+        ((3, "a"), TypeError, "relevant must be an array of numbers, got str"),
+    ],
+)
+def test_chance_errors(arguments, error, message):
+    with pytest.raises(error) as info:
+        chance(*arguments)
+    assert str(info.value) == message
 
 
 def test_nearest_errors():
