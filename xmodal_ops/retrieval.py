@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from . import _checks
-from ._arrays import as_tensor
+from ._arrays import as_floating, as_tensor
 from ._dtypes import dtype_name, with_fp64
 from .data.labels import class_numbers
 from .data.stream import PairStream
@@ -275,7 +275,7 @@ def nearest(
     return out.to(device)
 
 
-def chance(gallery: int, relevant: Tensor | None = None) -> dict[str, float]:
+def chance(gallery: int, relevant: Array | None = None) -> dict[str, float]:
     """The expected metrics of `evaluate` if the gallery is in random order; exact, not sampled.
 
     Position p is relevant with probability R/n, and is then preceded by (p - 1)(R - 1)/(n - 1) relevant items on
@@ -284,10 +284,22 @@ def chance(gallery: int, relevant: Tensor | None = None) -> dict[str, float]:
 
     Args:
         gallery: number of items, n.
-        relevant: int64 (q,), the number R >= 1 of relevant items of each query; 1 by default.
+        relevant: integers (q,), the number R of relevant items of each query, 1 <= R <= n; 1 by default.
+
+    Raises:
+        TypeError, ValueError: an argument is not of this kind or out of range.
     """
-    n, top = gallery, min(_AT, gallery)
-    counts = torch.ones(1) if relevant is None else relevant.cpu()
+    if isinstance(gallery, bool) or not isinstance(gallery, (int, np.integer)):
+        raise TypeError(f"gallery must be an integer, got {type(gallery).__name__}")
+    if gallery < 1:
+        raise ValueError(f"gallery must be at least 1, got {gallery}")
+    n, top = int(gallery), min(_AT, int(gallery))
+    counts = torch.ones(1) if relevant is None else as_floating("relevant", relevant)
+    if counts.ndim != 1 or not len(counts) or counts.is_meta or not ((counts >= 1) & (counts <= n)).all():
+        raise ValueError(
+            f"relevant must hold numbers in 1..{n} (q,) with q >= 1, got others in shape {tuple(counts.shape)}"
+        )
+    counts = counts.cpu()
     r, times = counts.double().unique(return_counts=True)
     harmonic = _harmonic(n)
 
@@ -477,12 +489,14 @@ def _relevant(labels: Tensor, rows: Tensor) -> Tensor:
 
 def _checked(x: Any, y: Any, x_name: str, y_name: str, similarity: str) -> tuple[Tensor, Tensor]:
     """Both matrices in float32 or float64, on the CPU if their device has no float64."""
+    if not isinstance(similarity, str):
+        raise TypeError(f"similarity must be a string, got {type(similarity).__name__}")
     _checks.choice("similarity", similarity, SIMILARITIES)
-    x, y = as_tensor(x_name, x), as_tensor(y_name, y)
     out = []
-    for name, e in ((x_name, x), (y_name, y)):
-        if not e.is_floating_point():
-            e = e.to(torch.float64 if e.dtype.itemsize > 2 else torch.float32)
+    for name, array in ((x_name, x), (y_name, y)):
+        e = as_floating(name, array)
+        if e.is_meta:
+            raise ValueError(f"{name} must hold values, got a meta tensor")
         _checks.matrix(name, e, min_rows=1)
         if (row := _checks.nonfinite_row(e)) is not None:
             raise ValueError(f"{name} must be finite, got NaN or infinity in row {row}")
@@ -526,7 +540,7 @@ def _unit_rows(x: Tensor) -> Tensor:
 
 def _rows(queries: Array, image: Tensor) -> Tensor:
     rows = as_tensor("queries", queries)
-    if rows.ndim != 1 or not len(rows) or rows.is_floating_point() or rows.dtype == torch.bool:
+    if rows.ndim != 1 or not len(rows) or rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool:
         raise ValueError(f"queries must be integers (q,) with q >= 1, got {dtype_name(rows.dtype)} {tuple(rows.shape)}")
     rows = rows.to(image.device, torch.int64)
     outside = (rows < 0) | (rows >= len(image))

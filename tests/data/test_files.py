@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import scipy.io
 import scipy.sparse
+from typer.testing import CliRunner
 
+from xmodal_ops.cli.commands import app
 from xmodal_ops.data import DataError, DataWarning, load, roles
 from xmodal_ops.data.files import read
 
@@ -338,6 +340,13 @@ def test_arrays_that_are_not_used_are_named(tmp_path, arrays):
     with pytest.warns(DataWarning, match=r"a.npz: not used: audio, comment$"):
         data = read(write(tmp_path / "a.npz", arrays | {"audio": np.zeros((N, 2)), "comment": np.zeros(3)}))
     assert data.notes == ("not used: audio, comment",)
+
+
+def test_the_command_line_names_what_is_not_used(tmp_path, arrays, capsys):
+    path = write(tmp_path / "a.npz", arrays | {"audio": np.zeros((N, 2))})
+    result = CliRunner().invoke(app, ["train", "linear-cca", "--data", str(path), "--output", str(tmp_path / "run")])
+    assert result.exit_code == 0
+    assert f"{path}: not used: audio\n" in result.stderr
 
 
 @pytest.mark.parametrize("kind", [int, str])

@@ -1,5 +1,7 @@
 """Tables and pictures of a run, and linear CCA chosen on validation data."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,13 @@ def test_pictures_are_drawn_for_all_kinds_of_data(tiny, tiny_features, tmp_path)
         assert imread(path).std() > 0.05
         height, width = imread(path).shape[:2]
         assert 100 < height < width
+
+
+def test_names_that_no_font_has_give_no_warning(tmp_path):
+    pairs = PairSet(torch.rand(4, 3), torch.rand(4, 5), names=["北京", "東京", "서울", "\U0001f600"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report.retrieval_picture(torch.rand(4, 5), torch.rand(4, 5), pairs, tmp_path / "a.png")
 
 
 def test_the_right_item_is_framed(tiny, tmp_path):

@@ -98,6 +98,8 @@ def _array(labels: Any) -> Array:
 def as_array(name: str, value: Any) -> Array:
     """What `np.asarray` reads, or a tensor of any device, as an array."""
     if isinstance(value, Tensor):
+        if value.is_meta:
+            raise DataError(f"{name} must hold values, got a meta tensor")
         value = value.detach().cpu()
     if np.ma.is_masked(value):
         raise DataError(f"{name} must not hold masked items")
