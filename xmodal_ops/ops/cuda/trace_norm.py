@@ -23,7 +23,6 @@ from .covariance import factor, inverse_factor, moments
 from .driver import Product, Term, column_means, matrix, product, products, rows, stream
 from .iterations import polar, roots, rotates, singular_pairs
 
-SMALL_DOUBLE = 64  # columns up to which `small` computes in fp64 if that is fast: conditioning then costs no digits
 ONE_LAUNCH_ROWS = 512  # rows up to which its kernel computes the covariances, too; any number if problems fill the GPU
 
 Adjoints = tuple[Tensor, Tensor, Tensor, Tensor]  # 2 Gxx/(m − 1), Gxy/(m − 1), its transpose, 2 Gyy/(m − 1)
@@ -79,7 +78,7 @@ def trace_norm(
 @implement("canonical_correlations", "CUDA", "kernels")
 def canonical_correlations(x: Tensor, y: Tensor, rx: float, ry: float, top_k: int) -> Tensor:
     if by_one_block(x, y):
-        sigma = x.new_empty(min(x.shape[1], y.shape[1]), dtype=_small_type(x, y))
+        sigma = x.new_empty(min(x.shape[1], y.shape[1]), dtype=_small_type(x))
         _one_block(rows(x), rows(y), rx, ry, top_k, sigma=sigma)
     elif rotates(x, y):
         found = singular_values(Views(rows(x), rows(y), rx, ry, False, False), _ones(x, 1)).value
@@ -152,7 +151,7 @@ def by_one_block(
 def small(views: Views, top_k: int) -> Result:
     """Views of few columns: all algebra in one launch, including the covariances if rows are few; top_k = 0 is all."""
     x, y = views.x, views.y
-    batch, dx, dy, dtype = x.shape[:-2], x.shape[-1], y.shape[-1], _small_type(x, y)
+    batch, dx, dy, dtype = x.shape[:-2], x.shape[-1], y.shape[-1], _small_type(x)
     value = x.new_empty(batch, dtype=dtype)
     shapes = (dx, dx), (dx, dy), (dy, dx), (dy, dy)
     gxx, gxy, gyx, gyy = (x.new_empty((*batch, *shape), dtype=dtype) for shape in shapes)
@@ -160,9 +159,8 @@ def small(views: Views, top_k: int) -> Result:
     return Result(value.to(accumulation_dtype(x.dtype)), *_apply(views, (gxx, gxy, gyx, gyy), shifts))
 
 
-def _small_type(x: Tensor, y: Tensor) -> torch.dtype:
-    wide = max(x.shape[-1], y.shape[-1]) <= SMALL_DOUBLE and driver.fast_double(x)
-    return torch.float64 if wide else accumulation_dtype(x.dtype)
+def _small_type(x: Tensor) -> torch.dtype:
+    return torch.float64 if driver.fast_double(x) else accumulation_dtype(x.dtype)
 
 
 def _one_block(
@@ -174,7 +172,7 @@ def _one_block(
     **results: Tensor,  # outputs of the kernel by their names in SmallTraceNorm: sigma, value, gxx, …
 ) -> list[Tensor]:
     """Runs the kernel behind `small`. Returns the views' shifts, (2, d) or (B, 2, d) each."""
-    dtype = _small_type(x, y)
+    dtype = _small_type(x)
     wide = dtype == torch.float64
     problems, processors = driver.problems_of(x), driver.processors(x)
     outside = driver.native.small_workspace(x.shape[-1], y.shape[-1], wide)
@@ -202,11 +200,15 @@ def _one_block(
 
 
 class Primal:
-    """Both views have more rows than columns: T = Lx⁻¹ Sxy Ly⁻ᵀ in device memory."""
+    """Both views have more rows than columns: T = Lx⁻¹ Sxy Ly⁻ᵀ in device memory.
+
+    The errors of T and of the gradients grow with the condition of S, and a T of norm above 1 diverges in the polar
+    iteration. If fp64 is fast, the iteration alone therefore runs in the working precision, where it costs no digits.
+    """
 
     def __init__(self, views: Views, fp64: bool) -> None:
         x, y = views.x, views.y
-        dtype = torch.float64 if fp64 else accumulation_dtype(x.dtype)
+        dtype = torch.float64 if fp64 or driver.fast_double(x) else accumulation_dtype(x.dtype)
         sxx, sxy, syy, self.shifts = moments(x, y, views.rx, views.ry, dtype)
         assert sxy is not None and syy is not None
         self.views = views
@@ -214,8 +216,9 @@ class Primal:
         self.t = product("nt", product("nn", self.ix, sxy), self.iy)  # (dx, dy)
 
     def trace_norm(self) -> Result:
-        p = polar(self.t)
-        value = (p * self.t).sum(dtype=torch.float64).to(self.t.dtype)
+        dtype = accumulation_dtype(self.views.x.dtype)
+        p = polar(self.t.to(dtype)).to(self.t.dtype)
+        value = (p * self.t).sum(dtype=torch.float64).to(dtype)
         return Result(value, *self.gradients(p))
 
     def singular_values(
