@@ -80,7 +80,7 @@ class MomentAccumulator:
             if x.dtype != self.input_dtype:
                 raise TypeError(f"x must be {_name(self.input_dtype)} like earlier chunks, got {_name(x.dtype)}")
         self.input_dtype = x.dtype
-        wide = self.dtype or accumulation_dtype(dtype)
+        wide = self.dtype or accumulation_dtype(x.dtype)
         for a, b in zip(x.split(_BLOCK_ROWS), y.split(_BLOCK_ROWS)):
             self._add(*(widest(v) if wide == torch.float64 else v.to(wide) for v in (a, b)))
 
