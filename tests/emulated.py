@@ -1,6 +1,6 @@
 """A device without float64, emulated: tensors that claim to be on a device, and refuse float64 as Apple's does.
 
-The device is "meta", as the only one that torch lets be without a library of its own. Tests add it to
+The device is "meta", the only one that torch knows without a library of its own. Tests add it to
 `_dtypes.WITHOUT_FP64`.
 """
 
