@@ -248,6 +248,16 @@ def test_checkpoints_hide_no_parameters(reentrant, frozen, tied):
     assert all(isinstance(p, nn.Parameter) and p.is_leaf for p in net.parameters())
 
 
+def test_reentrant_checkpoints_inside_ddp_are_refused(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        net = nn.parallel.DistributedDataParallel(Checkpointed())
+        with pytest.raises(ValueError, match="networks must not use a reentrant checkpoint inside DistributedDataPar"):
+            large_batch_loss(net, (pairs(20)[0],), lambda u: u.sum(), chunk_size=7).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_a_hook_that_changes_a_gradient_runs_once():
     net, x = nn.Linear(9, 5).double(), pairs(30)[0]
     loss = lambda u: u.square().sum()  # noqa: E731

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,22 @@ def as_floating(name: str, x: Array) -> Tensor:
     """`as_tensor`, with integers and booleans as float64 (float32 on devices without it)."""
     x = as_tensor(name, x)
     return x if x.is_floating_point() else x.to(widest_dtype(x.device))
+
+
+def concatenate(chunks: Iterable[Tensor], rows: int) -> Tensor:
+    """The rows of all chunks, in a tensor that is allocated with the first.
+
+    `torch.cat` of a list would keep small results between the large blocks that every chunk frees, and so fragment the
+    heap: memory would grow with the number of chunks.
+    """
+    whole: Tensor | None = None
+    start = 0
+    for chunk in chunks:
+        whole = chunk.new_empty(rows, *chunk.shape[1:]) if whole is None else whole
+        whole[start : start + len(chunk)] = chunk
+        start += len(chunk)
+    assert whole is not None
+    return whole
 
 
 def is_array(x: object) -> bool:

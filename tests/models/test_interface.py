@@ -106,6 +106,16 @@ def test_batch_sizes_are_checked(make):
             make().embed(IMAGE, TEXT, batch_size=bad)
 
 
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_embeddings_of_chunks_are_written_into_one_tensor(make, monkeypatch):
+    """A list of small results between large freed blocks would fragment the heap."""
+    model, sizes = make(), []
+    new_empty = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, *s, **o: sizes.append(s[0]) or new_empty(x, *s, **o))
+    assert model.embed_image(IMAGE, batch_size=7).shape[0] == 60
+    assert sizes == [60]
+
+
 @pytest.mark.parametrize("make", [dcca, acmr])
 def test_features_of_another_width_are_refused(make):
     for x, got in ((IMAGE[:, :2], r"\(60, 2\)"), (IMAGE[0], r"\(6,\)")):

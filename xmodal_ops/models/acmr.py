@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import _checks
-from .._arrays import Array
+from .._arrays import Array, concatenate
 from .._dtypes import accumulation_dtype, dtype_name
 from ..errors import UserError
 from ..nn.gradient_reversal import gradient_reversal
@@ -207,10 +207,9 @@ class ACMR(TwoViewModel):
         """The projections of images (side 0) or texts (side 1), without gradients, in evaluation mode."""
         items, projector = as_items(("image", "text")[side], items), self.network(side)
         with evaluation_mode(projector):
-            parts = [
-                projector(self.input(side, chunk)) for chunk in items.split(_checks.positive("batch_size", batch_size))
-            ]
-        return torch.cat([part.to(accumulation_dtype(part.dtype)) for part in parts])
+            chunks = items.split(_checks.positive("batch_size", batch_size))
+            outputs: Iterator[Tensor] = (projector(self.input(side, chunk)) for chunk in chunks)
+            return concatenate((out.to(accumulation_dtype(out.dtype)) for out in outputs), len(items))
 
     @torch.no_grad()
     def _embed(self, side: int, items: Tensor, batch_size: int) -> Tensor:

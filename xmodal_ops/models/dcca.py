@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
-from .._arrays import Array
+from .._arrays import Array, concatenate
 from .._dtypes import HALVES, full_precision
 from ..nn import TraceNormLoss
 from ..options import DCCAOptions
@@ -159,7 +159,7 @@ class DCCA(TwoViewModel):
 
     @torch.no_grad()
     def _embed(self, side: int, items: Tensor, batch_size: int) -> Tensor:
-        return torch.cat([self.head(side, out) for out in self._outputs(side, items, batch_size)])
+        return concatenate((self.head(side, out) for out in self._outputs(side, items, batch_size)), len(items))
 
     @torch.no_grad()
     def _outputs(self, side: int, items: Tensor, batch_size: int) -> Iterator[Tensor]:

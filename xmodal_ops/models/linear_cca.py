@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .._arrays import Array, as_floating, as_tensor, columns, is_array
+from .._arrays import Array, as_floating, as_tensor, columns, concatenate, is_array
 from .._dtypes import accumulation_dtype, widest, with_fp64
 from .._images import unit_range
 from ..scale.moments import MomentAccumulator
@@ -334,9 +334,9 @@ class LinearCCA:
         if columns(x) is None:
             x = as_tensor(name, x)
             x = unit_range(x).flatten(1) if x.ndim > 2 else x
-        chunks = self._read(side, x, name=name).split(_checks.positive("batch_size", batch_size))
-        maps = self._map(side, s)
-        return torch.cat([_project(rows.to(s.correlations.device), *maps) for rows in chunks])
+        rows, maps = self._read(side, x, name=name), self._map(side, s)
+        chunks = rows.split(_checks.positive("batch_size", batch_size))
+        return concatenate((_project(chunk.to(s.correlations.device), *maps) for chunk in chunks), len(rows))
 
     def score(self, x: Array, y: Array) -> float:
         """Total correlation of the given pairs: the sum over components of the correlations of their variates."""

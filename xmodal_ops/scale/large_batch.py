@@ -218,8 +218,10 @@ class _TwoPasses:
             kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
             for kind in {"cpu", self.device.type}
         }
-        self.random_states: list[tuple[Tensor, list[int], list[Tensor]]] = []  # per chunk: CPU, devices, theirs
-        self.first_rows: list[list[Tensor]] = []
+        # Of each chunk; allocated once, since small tensors between the large blocks of activations fragment the heap.
+        self.random_states = torch.empty(count, len(torch.get_rng_state()), dtype=torch.uint8)
+        self.device_states: list[tuple[list[int], list[Tensor]]] = []
+        self.first_rows: list[Tensor] = []  # of each output: (chunks, ...)
 
     def forward(self) -> Tensor:
         """The first pass: the value of the loss, without activations."""
@@ -230,16 +232,20 @@ class _TwoPasses:
         return value
 
     def _outputs(self) -> Iterator[Outputs]:
-        for rows in self.chunks:
+        for index, rows in enumerate(self.chunks):
             chunk = self._load(rows)
-            self.random_states.append((torch.get_rng_state(), *get_device_states(chunk[0])))
+            self.random_states[index] = torch.get_rng_state()
+            self.device_states.append(get_device_states(chunk[0]))
             with torch.set_grad_enabled(self.unsure):
                 outputs = self._run(chunk)
             if self.unsure:
                 passing = _Graph(outputs).refuse_others([], "networks")
                 outputs, self.unsure = tuple(x.detach() for x in outputs), False
                 _refuse_survivors(passing, "networks")
-            self.first_rows.append([x[0].clone() for x in outputs])
+            if not self.first_rows:
+                self.first_rows = [x.new_empty(len(self.chunks), *x.shape[1:]) for x in outputs]
+            for kept, x in zip(self.first_rows, outputs):
+                kept[index] = x[0]
             yield outputs
 
     def backward(self, grad: Tensor) -> list[Tensor | None]:
@@ -307,11 +313,11 @@ class _TwoPasses:
         """
         rows = self.chunks[index]
         chunk = self._load(rows)
-        self._set_random_state(*self.random_states[index])
+        self._set_random_state(index)
         with self._reduced(last=index == len(self.chunks) - 1):
             outputs = self._run(chunk)
-        for x, row in zip(outputs, self.first_rows[index]):
-            self.changed |= _differ(x[0].detach(), row)
+        for x, kept in zip(outputs, self.first_rows):
+            self.changed |= _differ(x[0].detach(), kept[index])
         graph = _Graph(outputs)
         self.passing = graph.refuse_others(parameters, "networks")
         hooks = any(p._backward_hooks for p in parameters)  # autograd.grad would call them for every chunk
@@ -370,8 +376,9 @@ class _TwoPasses:
             finally:
                 self._set_buffers(now)
 
-    def _set_random_state(self, cpu: Tensor, devices: list[int], states: list[Tensor]) -> None:
-        torch.set_rng_state(cpu)
+    def _set_random_state(self, index: int) -> None:
+        torch.set_rng_state(self.random_states[index].clone())  # torch reads its storage from the start
+        devices, states = self.device_states[index]
         set_device_states(devices, states, device_type=self.device.type)
 
     def _set_buffers(self, values: Sequence[Tensor]) -> None:
