@@ -473,6 +473,8 @@ def test_a_benchmark_goes_on_where_it_was_killed(run, copy, monkeypatch):
     code, _, err = run(*line.split(), "--resume", "--monitor", "mrr")
     assert code == 2
     one_line(err.splitlines()[-1], "holds a benchmark with other data or options")
+    Path("b/benchmark.json").write_text("{")
+    one_line(run(*line.split(), "--resume")[2], "cannot read b/benchmark.json")
 
 
 def test_help_shows_the_defaults_that_apply(run):

@@ -146,6 +146,10 @@ def test_a_directory_of_seeds_is_loaded_as_an_ensemble(tiny_features, tmp_path):
     metrics = training.train_acmr_seeds(tiny_features, config, tmp_path, (0, 1), device="cpu", pictures=False)
     model = load_run(tmp_path, "cpu")
     assert evaluate(model, tiny_features.test) == metrics["ensemble"]
+    for content in ("{", '{"acmr": 5}'):  # a damaged result is written again
+        (tmp_path / "seed-0" / "metrics.json").write_text(content)
+        options = {"device": "cpu", "pictures": False, "resume": True}
+        assert training.train_acmr_seeds(tiny_features, config, tmp_path, (0, 1), **options) == metrics
     assert isinstance(load_run(tmp_path / "seed-1", "cpu"), ACMR)
 
 
@@ -161,7 +165,7 @@ def test_a_picture_that_fails_does_not_end_the_run(tiny_features, tmp_path, monk
 
 
 def test_names_are_drawn_as_they_are(tiny_features, tmp_path):
-    pairs = replace(tiny_features.test, names=[r"$x_{i}^ $\frac{" for _ in range(len(tiny_features.test))])
+    pairs = replace(tiny_features.test, names=[r"$\frac{1}$" for _ in range(len(tiny_features.test))])
     e = torch.rand(len(pairs), 3)
     report.retrieval_picture(e, e, pairs, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000

@@ -17,7 +17,7 @@ from ..errors import UserError, one_line
 from ..options import ACMRConfig, DCCAConfig
 from .acmr import summarise, train_acmr_seeds
 from .dcca import train_dcca
-from .evaluation import evaluate
+from .evaluation import evaluate, saved_metrics
 from .files import read_json, reading, write_json
 from .fit import train_seeds
 from .linear_cca import select_linear_cca
@@ -117,7 +117,10 @@ def benchmark(
             if json.dumps(saved.get("asked")) != json.dumps(asked):
                 raise UserError(f"{file} holds a benchmark with other data or options: run it without --resume")
             with reading(file):
-                result = {**result, **{part: dict(saved[part]) for part in ("models", "chosen", "seconds")}}
+                for part in ("models", "chosen", "seconds"):
+                    result[part] = dict(saved[part])
+                for name in result["models"]:
+                    saved_metrics(file, "models", name)
         for name in models:
             if name in result["models"]:
                 continue
@@ -132,5 +135,5 @@ def benchmark(
             result["seconds"][name] = round(time.perf_counter() - started, 1)
             write_json(file, {**result, "asked": asked})
     for part in ("models", "chosen", "seconds"):
-        result[part] = {name: result[part][name] for name in models}
+        result[part] = {name: result[part].get(name) for name in models}
     return result

@@ -18,7 +18,7 @@ from ..errors import RunWarning, UserError, one_line
 from ..models import ACMR, DCCA, LinearCCA
 from ..models.branches import build
 from . import report
-from .files import first_readable, load_tensors, reading, replacing, save, write_json
+from .files import first_readable, load_tensors, read_json, reading, replacing, save, write_json
 from .run import RunDirectory, pick_device
 
 
@@ -66,6 +66,18 @@ def finish(
         with drawing(run.retrieval) as path:
             report.retrieval_picture(*embed(model, data.test), data.test, path, classes=data.classes)
     return metrics
+
+
+def saved_metrics(file: Path, *keys: str) -> dict[str, Any]:
+    """The metrics under the keys of a JSON file. UserError if they cannot be read."""
+    content: Any = read_json(file)
+    with reading(file):
+        for key in keys:
+            content = content[key]
+        for direction in (*report.DIRECTIONS, "chance"):
+            for name in report.COLUMNS:
+                float(content[direction][name])
+        return dict(content)
 
 
 @contextmanager

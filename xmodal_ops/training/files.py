@@ -95,7 +95,9 @@ def load_tensors(path: Path) -> dict[str, Any]:
 def reading(path: Path) -> Iterator[None]:
     """Turns whatever a damaged file raises into a UserError that names it in one line."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of files that it then refuses
+            yield
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or one_line(error)}") from None
     except Exception:  # EOFError, UnpicklingError, RuntimeError, KeyError, RecursionError, ...

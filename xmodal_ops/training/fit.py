@@ -11,7 +11,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -25,8 +25,8 @@ from ..data import PairData
 from ..errors import Interrupted, UserError, one_line
 from ..models import ACMR, DCCA
 from ..options import TrainingConfig
-from .evaluation import finish, load_weights, new_model
-from .files import first_readable, read_json
+from .evaluation import finish, load_weights, new_model, saved_metrics
+from .files import first_readable
 from .lightning import Row, RunCheckpoint, RunModule, StepCallback, WholeFiles
 from .progress import TrainingProgress
 from .run import RunDirectory, pick_device
@@ -133,9 +133,10 @@ def train_seeds(
     results = []
     for seed in seeds:
         run = RunDirectory(Path(output) / f"seed-{seed}")
-        if resume and run.metrics.exists() and name in (done := read_json(run.metrics)):
-            results.append(done[name])
-            continue
+        if resume:
+            with suppress(UserError):  # not finished, or damaged: a resumed run writes the same metrics again
+                results.append(saved_metrics(run.metrics, name))
+                continue
         own = {**options, "resume": resume and run.last.exists()}
         results.append(train(data, replace(config, seed=seed), run.path, **own).metrics)
     return results
