@@ -96,7 +96,7 @@ def common_shift(
     """
     mean = (anchor.sum(0, dtype=torch.float64) + ref.sum(0, dtype=torch.float64)) / (len(anchor) + len(ref))
     spread = (anchor.var(0, correction=0).mean() + ref.var(0, correction=0).mean()).double().sqrt()
-    mantissa = torch.frexp(spread).mantissa  # a quotient is exact; torch.ldexp multiplies by pow in fp32, which is not
+    mantissa = torch.frexp(spread).mantissa  # the quotient is an exact power of two; that of torch.ldexp need not be
     step = torch.where(spread > 0, spread / mantissa, 1.0) / 4
     return ((mean / step).round() * step).nan_to_num(0.0, 0.0, 0.0)
 
