@@ -48,16 +48,6 @@ def matrix(name: str, x: Tensor, min_rows: int = 2, batched: bool = False) -> No
         raise ValueError(f"{name} must have at least one column, got shape {tuple(x.shape)}")
 
 
-def same_kind(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
-    """Requires the device and the dtype of the other tensor."""
-    if x.device != other.device:
-        raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {x.device}")
-    if x.dtype != other.dtype:
-        raise TypeError(
-            f"{name} must have the dtype of {other_name}, {dtype_name(other.dtype)}, got {dtype_name(x.dtype)}"
-        )
-
-
 def same_device(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
     """Requires the device of the other tensor."""
     if x.device != other.device:

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import one_line
 from .files import READERS, assemble, contents_of, vector
-from .pairs import DataError, PairData, one_line
+from .pairs import DataError, PairData
 from .roles import PUBLISHED, ByRole, by_role, role_of
 
 Array = npt.NDArray[Any]

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from .._images import unit_range
+from ..errors import one_line
 from . import matlab, pickled
 from .labels import STRINGS, class_numbers, plain
-from .pairs import DataError, DataWarning, PairData, PairSet, one_line
+from .pairs import DataError, DataWarning, PairData, PairSet
 from .roles import NEEDED, SPLIT_OF, SPLITS, ByRole, by_role, role_of
 
 Array = npt.NDArray[Any]

@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 
 from .._images import unit_range
-from .pairs import DataError, PairData, PairSet, one_line
+from ..errors import one_line
+from .pairs import DataError, PairData, PairSet
 
 # Faces that come with matplotlib. The first one draws the validation and test galleries.
 FACES = (

@@ -25,11 +25,6 @@ class DataWarning(UserWarning):
     """Something about a data set that its user should know, such as the names of arrays that are not used."""
 
 
-def one_line(error: BaseException) -> str:
-    """The message of an exception on one line, or its type if it has no message."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 @dataclass(frozen=True, eq=False)
 class PairSet(Dataset[dict[str, Tensor]]):
     """n pairs; row i of `image` and row i of `text` belong together. Rows are counted from 0.

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .pairs import DataError, one_line
+from ..errors import one_line
+from .pairs import DataError
 
 Array = np.ndarray[Any, Any]
 

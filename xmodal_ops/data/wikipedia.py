@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import one_line
 from .files import arrays, assemble
-from .pairs import DataError, PairData, PairSet, one_line
+from .pairs import DataError, PairData, PairSet
 
 
 def load(path: str | os.PathLike[str], *, seed: int = 0, validation: float = 0.2, split: str = "official") -> PairData:
