@@ -99,8 +99,10 @@ def leading(top_k: int | None, dx: int, dy: int) -> int:
 def labels(name: str, values: Tensor, rows_name: str, rows: Tensor) -> Tensor:
     """Requires labels of the m rows, and returns them in a form that the ops take. The one rule for labels:
 
-    - (m,) integers of any width, or bool: a class per row, any numbers; returned as int64.
-    - (m, C) bool, or 0 and 1 in any integer type but int64: multi-hot, several classes per row; returned as bool.
+    - (m,) integers of any width, or bool: a class per row, any numbers; returned as int64. -1 is a class like any other
+      here, though pair files and `retrieval.evaluate` read it as "no label".
+    - (m, C) bool, or 0 and 1 in any integer type but int64: multi-hot, several classes per row; returned as bool. The
+      values are checked on the CPU only, as other devices would have to wait for it.
     - (m, words) int64: bit sets of `pack_labels`; returned as they are.
     """
     plain(name, values)
@@ -123,8 +125,8 @@ def labels(name: str, values: Tensor, rows_name: str, rows: Tensor) -> Tensor:
 
 
 def _readable(x: Tensor) -> bool:
-    """Whether Python may look at the values: not while a graph is traced, and not of tensors without data."""
-    return not (torch.compiler.is_compiling() or x.is_meta or isinstance(x, FakeTensor))
+    """Whether Python may look at the values: of tensors on the CPU, while no graph is traced."""
+    return x.device.type == "cpu" and not (torch.compiler.is_compiling() or isinstance(x, FakeTensor))
 
 
 def same_labels(name: str, values: Tensor, other_name: str, other: Tensor) -> None:
