@@ -24,6 +24,7 @@ from .linear_cca import select_linear_cca
 from .run import RunDirectory
 
 UNLABELLED = ("linear_cca", "dcca")
+PARTS = ("models", "chosen", "seconds")  # of the result, each by model
 MODELS = ("linear_cca", "three_view_cca", "semantic_logistic", "semantic_forest", "dcca", "acmr")
 
 
@@ -69,71 +70,91 @@ def benchmark(
     Raises:
         UserError: an unknown model, one that needs labels for data without, or one that cannot be fitted to the data.
     """
-    unlabelled = data.train.labels is None
-    models = tuple(models) if models else UNLABELLED if unlabelled else MODELS
-    if unknown := [name for name in models if name not in MODELS]:
-        raise UserError(f"models must be among {', '.join(MODELS)}, got {unknown[0]!r}")
-    if unlabelled and (needs := [name for name in models if name not in UNLABELLED]):
-        raise UserError(f"{needs[0]} needs labels, and {data.name} has none")
-    if unlabelled and monitor == "map_all":
+    names = _allowed(data, models)
+    if data.train.labels is None and monitor == "map_all":
         monitor = "mrr"  # the same metric if only the partner is relevant
     game = replace(acmr or ACMRConfig.preset("best", data.name), monitor=monitor)
     deep = replace(dcca or DCCAConfig.preset(data.name), monitor=monitor, refit=game.refit)
-    rest: dict[str, Any] = {"source": source, "device": device, "pictures": pictures, "resume": resume}
     run = RunDirectory(output)
+    trainings: dict[str, Any] = {"source": source, "device": device, "pictures": pictures, "resume": resume}
+    protocol = _protocol(data, monitor, game.refit, seeds)
+    asked = {"protocol": protocol, "dcca": deep.to_dict(), "acmr": game.to_dict(), "source": dict(source or {})}
     file = run.path / "benchmark.json"
-    protocol = {
+    with run.reserved():
+        parts = _finished(file, asked) if resume and file.exists() else {part: {} for part in PARTS}
+        for name in names:
+            if name in parts["models"]:
+                continue
+            on_model(name)
+            started = time.perf_counter()
+            try:
+                fitted = _fit(name, data, deep, game, run.path / name, seeds, trainings)
+            except UserError:
+                raise
+            except (ValueError, np.linalg.LinAlgError) as error:
+                raise UserError(f"{name} cannot be fitted to these data: {one_line(error)}") from error
+            for part, value in zip(PARTS, (*fitted, round(time.perf_counter() - started, 1))):
+                parts[part][name] = value
+            write_json(file, {"protocol": protocol, **parts, "asked": asked})
+    return {"protocol": protocol, **{part: {name: parts[part].get(name) for name in names} for part in PARTS}}
+
+
+def _allowed(data: PairData, models: Sequence[str] | None) -> tuple[str, ...]:
+    """The given models, or all that the data allow."""
+    unlabelled = data.train.labels is None
+    names = tuple(models) if models else UNLABELLED if unlabelled else MODELS
+    if unknown := [name for name in names if name not in MODELS]:
+        raise UserError(f"models must be among {', '.join(MODELS)}, got {unknown[0]!r}")
+    if unlabelled and (needs := [name for name in names if name not in UNLABELLED]):
+        raise UserError(f"{needs[0]} needs labels, and {data.name} has none")
+    return names
+
+
+def _protocol(data: PairData, monitor: str, refit: bool, seeds: Sequence[int]) -> dict[str, Any]:
+    return {
         "data": data.name,
         "description": data.description,
         "pairs": {split: len(getattr(data, split)) for split in ("train", "validation", "test")},
         "gallery": len(data.test),
         "similarity": "cosine",
         "chosen_by": f"{monitor} on the validation split, mean of both directions",
-        "refit": game.refit,
+        "refit": refit,
         "seeds": list(seeds),
         "version": __version__,
     }
-    asked = {"protocol": protocol, "dcca": deep.to_dict(), "acmr": game.to_dict(), "source": dict(source or {})}
-    result: dict[str, Any] = {"protocol": protocol, "models": {}, "chosen": {}, "seconds": {}}
 
-    def train_model(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The metrics of a model and the options that were chosen."""
-        if name == "linear_cca":
-            model = select_linear_cca(data, monitor, refit=game.refit)
-            return evaluate(model, data.test), model.get_params()
-        if name == "dcca":
-            return summarise(
-                train_seeds(train_dcca, name, data, deep, run.path / name, seeds, **rest), seeds
-            ), deep.to_dict()
-        if name == "acmr":
-            return train_acmr_seeds(data, game, run.path / name, seeds, **rest), game.to_dict()
-        from .baselines import BASELINES
 
-        return BASELINES[name](data, monitor, game.refit)
+def _finished(file: Path, asked: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parts of an interrupted benchmark. UserError if it had other data or options."""
+    saved = read_json(file)
+    if json.dumps(saved.get("asked")) != json.dumps(asked):
+        raise UserError(f"{file} holds a benchmark with other data or options: run it without --resume")
+    with reading(file):
+        parts = {part: dict(saved[part]) for part in PARTS}
+        for name in parts["models"]:
+            saved_metrics(file, "models", name)
+    return parts
 
-    with run.reserved():
-        if resume and file.exists():
-            saved = read_json(file)
-            if json.dumps(saved.get("asked")) != json.dumps(asked):
-                raise UserError(f"{file} holds a benchmark with other data or options: run it without --resume")
-            with reading(file):
-                for part in ("models", "chosen", "seconds"):
-                    result[part] = dict(saved[part])
-                for name in result["models"]:
-                    saved_metrics(file, "models", name)
-        for name in models:
-            if name in result["models"]:
-                continue
-            on_model(name)
-            started = time.perf_counter()
-            try:
-                result["models"][name], result["chosen"][name] = train_model(name)
-            except UserError:
-                raise
-            except (ValueError, np.linalg.LinAlgError) as error:
-                raise UserError(f"{name} cannot be fitted to these data: {one_line(error)}") from error
-            result["seconds"][name] = round(time.perf_counter() - started, 1)
-            write_json(file, {**result, "asked": asked})
-    for part in ("models", "chosen", "seconds"):
-        result[part] = {name: result[part].get(name) for name in models}
-    return result
+
+def _fit(
+    name: str,
+    data: PairData,
+    dcca: DCCAConfig,
+    acmr: ACMRConfig,
+    output: Path,
+    seeds: Sequence[int],
+    trainings: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The metrics of a model on the test split, and the options that were chosen."""
+    monitor, refit = acmr.monitor, acmr.refit
+    if name == "linear_cca":
+        model = select_linear_cca(data, monitor, refit=refit)
+        return evaluate(model, data.test), model.get_params()
+    if name == "dcca":
+        metrics = train_seeds(train_dcca, name, data, dcca, output, seeds, **trainings)
+        return summarise(metrics, seeds), dcca.to_dict()
+    if name == "acmr":
+        return train_acmr_seeds(data, acmr, output, seeds, **trainings), acmr.to_dict()
+    from .baselines import BASELINES
+
+    return BASELINES[name](data, monitor, refit)
