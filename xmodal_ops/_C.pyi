@@ -126,7 +126,6 @@ class cuda:  # noqa: N801
     SLICE: int
     POLAR_EXPRESS_STEPS: int
     SMALL_COLUMNS: int
-    ANCHOR_SUMS: int
 
     @staticmethod
     def set_device(index: int) -> None: ...
@@ -290,10 +289,8 @@ class cuda:  # noqa: N801
     @staticmethod
     def draw_negatives(pairs: cuda.LabelledPairs, seed: int, mined: cuda.Mined, stream: int, /) -> None: ...
 
-    class TripletSelection:
-        all: cuda.TripletSelection
-        hard: cuda.TripletSelection
-        semihard: cuda.TripletSelection
+    class Triplets:
+        __members__: dict[str, cuda.Triplets]
 
     class Chunk:
         def __init__(self, *, first: int, rows: int, pairs: int, stride: int, sums: int, weights: int) -> None: ...
@@ -307,7 +304,7 @@ class cuda:  # noqa: N801
         def __init__(
             self,
             *,
-            selection: cuda.TripletSelection,
+            triplets: cuda.Triplets,
             margin: float,
             weight: int,
             in_shared: int,

@@ -147,11 +147,6 @@ void bind_mining(py::module_& module) {
 }
 
 void bind_triplet_losses(py::module_& module) {
-  module.attr("ANCHOR_SUMS") = anchor_sums;
-  py::enum_<TripletSelection>(module, "TripletSelection")
-      .value("all", TripletSelection::all)
-      .value("hard", TripletSelection::hard)
-      .value("semihard", TripletSelection::semihard);
   bind_struct<Chunk>(module, "Chunk", "Some anchors, their pairs, and the outputs of a loss.",
                      field("first", &Chunk::first), field("rows", &Chunk::rows), field("pairs", &Chunk::pairs),
                      field("stride", &Chunk::stride), field("sums", &Chunk::sums), field("weights", &Chunk::weights));
@@ -159,7 +154,7 @@ void bind_triplet_losses(py::module_& module) {
       module, "StructureLoss", "The structure preserving loss.", field("anchor_pull", &StructureLoss::anchor_pull),
       field("anchor_push", &StructureLoss::anchor_push), field("ref_pull", &StructureLoss::ref_pull),
       field("ref_push", &StructureLoss::ref_push), field("margin", &StructureLoss::margin));
-  bind_struct<MarginLoss>(module, "MarginLoss", "The triplet margin loss.", field("selection", &MarginLoss::selection),
+  bind_struct<MarginLoss>(module, "MarginLoss", "The triplet margin loss.", field("triplets", &MarginLoss::triplets),
                           field("margin", &MarginLoss::margin), field("weight", &MarginLoss::weight),
                           field("in_shared", &MarginLoss::in_shared), field("capacity", &MarginLoss::capacity),
                           field("ranked", &MarginLoss::ranked), field("counts", &MarginLoss::counts));
@@ -190,6 +185,7 @@ void bind_cuda(py::module_& module) {
   bind_rotations(cuda);
   bind_mining(cuda);
   bind_triplet_losses(cuda);
+  cuda.attr("Triplets") = module.attr("Triplets");  // bound for the CPU
 }
 #else
 #include <string>

@@ -16,7 +16,7 @@ int run(const MeasureTask& task, cudaStream_t stream) {
 
 template <typename T>
 int run(const MarginTask& task, cudaStream_t stream) {
-  const int counts = task.loss.selection == TripletSelection::semihard ? 2 : 1;
+  const int counts = task.loss.triplets == Triplets::semihard ? 2 : 1;
   const std::size_t shared = task.loss.in_shared * (sizeof(T) + counts * sizeof(int));
   return detail::launch(weigh_margin<T>, task.chunk.rows, threads_for(task.n), shared, stream, task);
 }

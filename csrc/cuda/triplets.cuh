@@ -114,9 +114,9 @@ struct PairTotals {
   int positives = 0, negatives = 0;
 
   __device__ void write(const Chunk& chunk, int i, int m) const {
-    const double totals[anchor_sums] = {
+    const double totals[kPairSums] = {
         loss, active, static_cast<double>(positives), static_cast<double>(negatives), positive_d, negative_d};
-    for (int s = 0; s < anchor_sums; ++s) {
+    for (int s = 0; s < kPairSums; ++s) {
       const double total = block_sum(totals[s]);
       if (threadIdx.x == 0) chunk.sums[static_cast<long long>(s) * m + i] = total;
     }
@@ -192,8 +192,8 @@ struct Ranking {
 
   __device__ __forceinline__ Ranking(const MarginLoss& loss, T* shared, int positives, int size)
       : positives(positives),
-        margins(loss.selection == TripletSelection::semihard ? 2 : 1),
-        first_margin(loss.selection == TripletSelection::hard ? T(0) : static_cast<T>(loss.margin)) {
+        margins(loss.triplets == Triplets::semihard ? 2 : 1),
+        first_margin(loss.triplets == Triplets::hard ? T(0) : static_cast<T>(loss.margin)) {
     const long long at = static_cast<long long>(blockIdx.x) * loss.capacity;
     sorted = size <= loss.in_shared ? shared : static_cast<T*>(loss.ranked) + at;
     counts = size <= loss.in_shared ? reinterpret_cast<int*>(shared + loss.in_shared) : loss.counts + margins * at;

@@ -16,7 +16,7 @@ from ..._dtypes import accumulation_dtype
 from .._library import implement
 from ..portable.structure_preserving import StructurePreserving, label_weights
 from ..portable.triplet_margin import TripletMargin
-from ..types import LabelledSets, Needs, PairWeights
+from ..types import LabelledSets, Needs, PairSums, PairWeights
 from . import driver
 from .driver import Product, Term, address, products, rows
 from .pairs import CudaPairs
@@ -70,7 +70,7 @@ def triplet_margin(
     counts = ref.new_empty(workspace, 2 if triplets == "semihard" else 1, capacity, dtype=torch.int32)
 
     loss = driver.native.MarginLoss(
-        selection=getattr(driver.native.TripletSelection, triplets),
+        triplets=driver.native.Triplets.__members__[triplets],
         margin=margin,
         weight=address(weight),
         in_shared=in_shared,
@@ -133,7 +133,7 @@ def _sweep(
     step = min(m, _chunk(ref))
     pairs = CudaPairs(sets._replace(anchor=anchor, ref=ref), exclude_diagonal, shift, chunk=step)
     weights = ref.new_empty(step, _stride(ref), dtype=dtype)
-    sums = anchor.new_empty(driver.native.ANCHOR_SUMS, m, dtype=torch.float64)
+    sums = anchor.new_empty(len(PairSums._fields), m, dtype=torch.float64)
     anchor_weights = anchor.new_empty(m, dtype=torch.float64)  # Σ_j w_ij
     ref_weights = ref.new_zeros(n, dtype=torch.float64)  # Σ_i w_ij
     grad_anchor = anchor.new_empty(anchor.shape if needs.anchor else (0,), dtype=dtype)

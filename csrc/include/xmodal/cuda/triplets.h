@@ -6,11 +6,9 @@
 #pragma once
 
 #include "xmodal/cuda/pairs.h"
+#include "xmodal/triplets.h"
 
 namespace xmodal::cuda {
-
-// Sums per anchor: loss, active pairs or triplets, positives, negatives, distances of positives, of negatives.
-constexpr int anchor_sums = 6;
 
 // Some anchors, their pairs, and the outputs of a loss.
 struct Chunk {
@@ -18,7 +16,7 @@ struct Chunk {
   int rows = 0;             // number of anchors
   void* pairs = nullptr;    // [rows, stride] of the working precision
   std::int64_t stride = 0;  // even, at least the number of references
-  double* sums = nullptr;   // out: [anchor_sums, m]
+  double* sums = nullptr;   // out: [kPairSums, m], see PairSum
   double* weights =
       nullptr;  // out: [m], the sums of the weights of an anchor's pairs; null: distances are not replaced
 };
@@ -34,14 +32,11 @@ struct StructureLoss {
 };
 int structure_loss(const LabelledPairs& pairs, const Chunk& chunk, const StructureLoss& loss, void* stream);
 
-// Which triplets count: all, those with d_ik < d_ij (hard), or the others (semihard).
-enum class TripletSelection : int { all, hard, semihard };
-
 // Σ_i weight_i Σ_jk max(0, margin + d_ij − d_ik) over positives j and negatives k. The sums leave the weights out, the
 // gradients contain them. The positives of an anchor are ranked in shared memory if at most `in_shared` of them, else
 // in the workspaces, which may be null if in_shared ≥ capacity.
 struct MarginLoss {
-  TripletSelection selection = TripletSelection::all;
+  Triplets triplets = Triplets::all;
   double margin = 0;
   const double* weight = nullptr;  // [m], or null for 1
   int in_shared = 0;               // a power of two
