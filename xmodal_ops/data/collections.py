@@ -131,7 +131,9 @@ def _captions(path: Path) -> ByRole:
         splits = np.array([{"restval": "train", "val": "validation"}.get(i["split"], i["split"]) for i in images])
         words = [[w.lower() for s in i["sentences"] for w in s.get("tokens") or s["raw"].split()] for i in images]
         names = np.array([str(i.get("filename", n)) for n, i in enumerate(images)])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
+        raise DataError(f"{documents[0].name} is damaged, or not one of Karpathy's ({error})") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{documents[0].name} is damaged, or not one of Karpathy's ({one_line(error)})") from None
     found = by_role(_contents(path), PUBLISHED, needed=("image",))
     if ("", "image") not in found:

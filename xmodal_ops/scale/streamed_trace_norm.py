@@ -36,8 +36,8 @@ class StreamedTraceNorm:
         y: Tensor,  # (m, dy)
     ) -> None:
         """First pass: adds the rows of a chunk."""
-        self.device = x.device
         self.moments.update(x, y)
+        self.device = x.device
 
     @torch.no_grad()
     def finish(self) -> Tensor:
