@@ -56,6 +56,8 @@ def same_device(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
 
 def promoted(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Both in the wider dtype, as autocast leaves views in unequal ones; gradients have the dtypes that came."""
+    if x.dtype == y.dtype:
+        return x, y
     dtype = torch.promote_types(x.dtype, y.dtype)
     return x.to(dtype), y.to(dtype)
 

@@ -1,4 +1,4 @@
-"""Four gloo processes that live for the session and run functions of the test modules."""
+"""Four gloo processes, started once for all tests, that run functions of the test modules."""
 
 from __future__ import annotations
 

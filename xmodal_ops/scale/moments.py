@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import _checks
-from .._dtypes import accumulation_dtype, widest, widest_dtype, with_fp64
+from .._dtypes import accumulation_dtype, dtype_name, widest, widest_dtype, with_fp64
 from ..ops import Covariance, covariance
 from ..ops.portable.covariance import ridged
 from . import collective
@@ -73,8 +73,10 @@ class MomentAccumulator:
         x, y = _checks.pair(x, y, min_rows=1)
         if self.count:
             self._refuse_other_columns("x and y", (x.shape[1], y.shape[1]))
+            assert self.input_dtype is not None
             if x.dtype != self.input_dtype:
-                raise TypeError(f"x must be {_name(self.input_dtype)} like earlier chunks, got {_name(x.dtype)}")
+                earlier, got = dtype_name(self.input_dtype), dtype_name(x.dtype)
+                raise TypeError(f"x must be {earlier} like earlier chunks, got {got}")
         self.input_dtype = x.dtype
         wide = self.dtype or accumulation_dtype(x.dtype)
         for a, b in zip(x.split(_BLOCK_ROWS), y.split(_BLOCK_ROWS)):
@@ -165,8 +167,10 @@ class MomentAccumulator:
         """What the accumulators of all processes must have in common."""
         if not self.count:
             raise ValueError("moments must hold at least one row, got none: call update first")
+        assert self.input_dtype is not None
         dx, dy = self.xy.shape
-        return {"function": "all_reduce", "columns of x": dx, "columns of y": dy, "dtype": _name(self.input_dtype)}
+        dtype = dtype_name(self.input_dtype)
+        return {"function": "all_reduce", "columns of x": dx, "columns of y": dy, "dtype": dtype}
 
     def covariance(self, ridge: float | Sequence[float] = 0.0) -> Covariance:
         """The covariances, divided by `count - 1`, with the ridge on their diagonals, and the means; all fp64.
@@ -218,7 +222,3 @@ class MomentAccumulator:
 def _like(mean: Tensor, x: Tensor) -> Tensor:
     """A mean in the type and on the device of x."""
     return mean.to(x.dtype).to(x.device)
-
-
-def _name(dtype: torch.dtype | None) -> str:
-    return str(dtype).removeprefix("torch.")
